@@ -1,0 +1,68 @@
+# Every target sets up what it needs on a Debian machine with Python 3.11 or later (with venv).
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+OUTPUT ?= runs/digits
+
+.PHONY: demo test check test-apiserver bench nightly lock generate format clean
+
+demo: .venv/local  ## The main job on real data: search, select, allocate, serve, report
+	$(BIN)/ensemble run examples/digits.yaml --output $(OUTPUT)
+
+test: .venv/dev  ## Every test that needs no cluster: unit, and integration with real Ray, Triton and S3
+	$(BIN)/python -m pytest -m "not apiserver"
+
+test-apiserver: .venv/dev  ## Tests against a real kube-apiserver; KUBEBUILDER_ASSETS names the folder of its binaries
+	$(BIN)/python -m pytest -m apiserver
+
+check: .venv/dev  ## Lint, types, layers, drift of generated files
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m ensemble_core.api.generate --check
+
+bench: .venv/dev  ## Side-by-side measurements; their tables go to benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/selection.py
+
+nightly: .venv/dev  ## What takes longer: five seeds
+	$(BIN)/python benchmarks/seeds.py
+
+generate: .venv/dev  ## Write the CRDs and the API reference from the models
+	$(BIN)/python -m ensemble_core.api.generate
+
+format: .venv/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# uv resolves and installs; its own version is pinned with hashes too.
+.venv/uv: requirements/uv.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	touch $@
+
+INSTALL = $(BIN)/uv pip install --quiet --python .venv
+# The server's wheel asks for numpy<2, which only its own Python client needs: installed without dependencies.
+define install
+	$(INSTALL) --require-hashes -r $(1)
+	$(INSTALL) --require-hashes --no-deps -r requirements/triton.txt
+	$(INSTALL) --no-deps --no-build-isolation --editable .
+	touch $@
+endef
+
+.venv/local: .venv/uv requirements/local.txt requirements/triton.txt pyproject.toml
+	$(call install,requirements/local.txt)
+
+.venv/dev: .venv/uv requirements/dev.txt requirements/triton.txt pyproject.toml
+	$(call install,requirements/dev.txt)
+	touch .venv/local
+
+COMPILE = $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --python-version 3.11 --no-emit-index-url --no-header
+lock: .venv/uv  ## Pin the newest versions that fit pyproject.toml, with hashes and without index addresses
+	$(COMPILE) requirements/uv.in -o requirements/uv.txt
+	$(COMPILE) --no-deps requirements/triton.in -o requirements/triton.txt
+	$(COMPILE) --all-extras pyproject.toml requirements/build.in -o requirements/dev.txt
+	$(COMPILE) --extra trainer --extra serving --constraint requirements/dev.txt pyproject.toml requirements/build.in -o requirements/local.txt
+
+clean:
+	rm -rf .venv build runs .mypy_cache .ruff_cache .pytest_cache

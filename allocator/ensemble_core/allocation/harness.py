@@ -1,0 +1,162 @@
+"""Benchmarks on the real server: one server for all matrices, each applied and measured under constant load."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import time
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from ensemble_core.allocation.matrix import Matrix
+from ensemble_core.allocation.plan import Plan, plan_of
+from ensemble_core.allocation.result import ServerVersion, Subject, Throughput
+from ensemble_core.api.ensembledeployment import EnsembleDeployment
+from ensemble_core.library.records import Signature
+from ensemble_core.serving.errors import ServingError
+from ensemble_core.serving.load import Measurement, measure
+from ensemble_core.serving.server import TritonServer
+
+IN_FLIGHT = 3  # requests
+TRIES = 2  # of a matrix that the server does not survive
+LINES = 5  # of a failure that are kept as its reason
+REVIVAL_SECONDS = 60.0  # for a server that died to be up again
+
+
+class NoServerError(Exception):
+    """No server can be had at all: that says nothing about a matrix."""
+
+
+class Server(Protocol):
+    """The part of a server that a benchmark needs."""
+
+    def apply(self, plan: Plan) -> None: ...
+
+    def measure(self, plan: Plan, images: npt.NDArray[Any], seconds: float) -> Measurement: ...
+
+
+class Triton:
+    """A Triton server on free ports, started when it is first needed."""
+
+    def __init__(self) -> None:
+        self._context = contextlib.ExitStack()
+        self._server: TritonServer | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._context.close()
+
+    def apply(self, plan: Plan) -> None:
+        self._running().apply(plan)
+
+    def measure(self, plan: Plan, images: npt.NDArray[Any], seconds: float) -> Measurement:
+        return measure(self._running(), plan, images, seconds, IN_FLIGHT)
+
+    def _running(self) -> TritonServer:
+        if self._server is not None and not _revived(self._server):
+            self._context.close()
+            self._server = None
+        if self._server is None:
+            try:
+                self._server = self._context.enter_context(TritonServer())
+            except ServingError as error:
+                raise NoServerError(str(error)) from error
+        return self._server
+
+
+def _revived(server: TritonServer) -> bool:
+    """Wait until the server is up, which it is unless it died just now; false if it was given up."""
+    deadline = time.monotonic() + REVIVAL_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            server.check()
+        except ServingError:
+            return False
+        if _live(server):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def _live(server: TritonServer) -> bool:
+    """Whether the server is up. It does not call itself ready once a model has failed to load."""
+    connection = http.client.HTTPConnection(server.address, server.ports.http, timeout=1)
+    try:
+        connection.request("GET", "/v2/health/live")
+        return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+class Bench:
+    """Measures matrices of a subject.
+
+    Args:
+        subject: Members, devices and settings.
+        signature: Of the members.
+        server: That is measured.
+    """
+
+    def __init__(self, subject: Subject, signature: Signature, server: Server) -> None:
+        self._subject = subject
+        self._signature = signature
+        self._server = server
+        self._images = images(signature, subject.deployment.spec.serving.segment_size)
+
+    def __call__(self, matrix: Matrix) -> Throughput:
+        """Throughput of a matrix; 0 with the reason if a member does not load, or if the server fails twice.
+
+        Once may be chance: another process may have taken the memory, or ended the server. NoServerError if none can
+        be started.
+        """
+        subject = self._subject
+        plan = plan_of(matrix, subject.members, subject.devices, self._signature, subject.deployment)
+        seconds = subject.deployment.spec.optimization.seconds_per_benchmark
+        reason = ""
+        for _ in range(TRIES):
+            try:
+                self._server.apply(plan)
+                found = self._server.measure(plan, self._images, seconds)
+            except ServingError as error:
+                reason = str(error)
+            else:
+                return Throughput(
+                    samples_per_second=found.throughput, spread=found.spread, foreign_cores=found.foreign_cores
+                )
+        return Throughput(samples_per_second=0, reason="\n".join(reason.splitlines()[:LINES]))
+
+
+def images(signature: Signature, count: int) -> npt.NDArray[Any]:
+    """Samples to measure with, always the same: random bytes, or numbers in [0, 1). What they show does not matter."""
+    random = np.random.default_rng(0)
+    shape = (count, *signature.input_shape)
+    if signature.input_type == "uint8":
+        return random.integers(0, 256, shape, np.uint8)
+    return random.random(shape, np.float32)
+
+
+def server_version() -> ServerVersion:
+    """The server that would be measured; NoServerError if it is not installed."""
+    try:
+        return ServerVersion(
+            name="nvidia-pytriton", version=version("nvidia-pytriton"), engine=f"onnxruntime {version('onnxruntime')}"
+        )
+    except PackageNotFoundError as error:
+        raise NoServerError(f"the package {error.name} is not installed") from error
+
+
+def load_settings(deployment: EnsembleDeployment) -> dict[str, Any]:
+    """What defines the load, for digests."""
+    spec = deployment.spec
+    return {
+        "secondsPerBenchmark": spec.optimization.seconds_per_benchmark,
+        "inFlight": IN_FLIGHT,
+        "samplesPerRequest": min(spec.serving.segment_size, spec.serving.max_batch_size),
+    }

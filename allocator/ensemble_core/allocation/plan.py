@@ -1,0 +1,95 @@
+"""What is rendered and served: the members, the devices, and which worker runs which member where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from ensemble_core.allocation.matrix import Matrix
+from ensemble_core.api.ensembledeployment import EnsembleDeployment
+from ensemble_core.frozen import Frozen
+from ensemble_core.library.records import ModelId, Sha256, Signature
+
+
+class DeviceRow(Frozen):
+    """A row of the matrix: a GPU by its ordinal in the container, or a group of CPU cores that no other row has."""
+
+    name: str = Field(pattern=r"^(gpu|cpu)\d+$")  # gpu0, cpu0, …
+    type: Literal["gpu", "cpu"]
+    ordinal: int = Field(ge=0)
+    cores: tuple[int, ...]  # of the machine, ascending; empty for a GPU
+    memory_mib: Annotated[float, Field(alias="memoryMiB", gt=0)]
+    device_type: str  # as profiles name it
+
+
+class Member(Frozen):
+    """A column of the matrix: a model and its weight in the average."""
+
+    model_id: ModelId  # unique in the plan
+    weight: float = Field(gt=0, le=1)
+    onnx: str  # absolute local path
+    sha256: Sha256  # of the ONNX file
+
+
+class Worker(Frozen):
+    """An element of the matrix other than 0: one instance of a member on one device."""
+
+    member: int = Field(ge=0)  # index in the plan's members
+    device: str
+    batch_size: int = Field(ge=1)
+    share: float = Field(1.0, gt=0)  # of the member's samples, relative to its other workers
+
+
+class Plan(Frozen):
+    """Everything the renderer needs; nothing in it depends on the machine but paths and cores."""
+
+    name: str  # of the deployment, and of the front model
+    signature: Signature
+    segment_size: int = Field(ge=1)  # samples
+    max_batch_size: int = Field(ge=1)  # samples of one request at most
+    members: tuple[Member, ...] = Field(min_length=1)
+    devices: tuple[DeviceRow, ...] = Field(min_length=1)
+    workers: tuple[Worker, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def refers_to_what_there_is(self) -> Self:
+        if len({member.model_id for member in self.members}) < len(self.members):
+            raise ValueError("two members have the same id")
+        devices = {device.name for device in self.devices}
+        if any(worker.device not in devices for worker in self.workers):
+            raise ValueError("a worker is on a device that is not in the plan")
+        if {worker.member for worker in self.workers} != set(range(len(self.members))):
+            raise ValueError("every member needs a worker")
+        return self
+
+    def model_name(self, worker: Worker) -> str:
+        """Name of the worker's Triton model."""
+        return f"{self.members[worker.member].model_id}--{worker.device}--b{worker.batch_size}"
+
+    def device(self, name: str) -> DeviceRow:
+        return next(device for device in self.devices if device.name == name)
+
+
+def plan_of(
+    matrix: Matrix,
+    members: Sequence[Member],
+    devices: Sequence[DeviceRow],
+    signature: Signature,
+    deployment: EnsembleDeployment,
+) -> Plan:
+    """The plan of a matrix; workers in the matrix's order, devices first."""
+    serving = deployment.spec.serving
+    return Plan(
+        name=deployment.metadata.name,
+        signature=signature,
+        segment_size=serving.segment_size,
+        max_batch_size=serving.max_batch_size,
+        members=tuple(members),
+        devices=tuple(devices),
+        workers=tuple(
+            Worker(member=member, device=devices[device].name, batch_size=batch_size)
+            for device, member, batch_size in matrix.entries()
+        ),
+    )

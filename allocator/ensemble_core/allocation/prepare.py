@@ -1,0 +1,217 @@
+"""From documents to what is allocated: the selected members as files, and the devices as rows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from ensemble_core.allocation.harness import load_settings, server_version
+from ensemble_core.allocation.machine import this_machine
+from ensemble_core.allocation.matrix import Matrix
+from ensemble_core.allocation.memory import Curve, Memory
+from ensemble_core.allocation.optimise import stored_allocation
+from ensemble_core.allocation.plan import DeviceRow, Member, Plan, plan_of
+from ensemble_core.allocation.result import AllocationResult, SelectionOf, Subject
+from ensemble_core.allocation.rows import device_rows
+from ensemble_core.api.documents import Documents
+from ensemble_core.api.ensembledeployment import BEST_SINGLE, EnsembleDeployment, Optimization
+from ensemble_core.errors import UserError
+from ensemble_core.library.library import SERVABLE, Library
+from ensemble_core.library.records import ModelRecord, Profile, Signature
+from ensemble_core.library.store import open_store
+from ensemble_core.profiling.measure import Device, MeasurementError, make_profile, measure
+from ensemble_core.selection.result import MemberResult, SelectionResult
+from ensemble_core.selection.run import find_result
+
+ENGINE = "onnxruntime"
+
+
+def overridden(deployment: EnsembleDeployment, budget: str | None, max_benchmarks: int | None) -> EnsembleDeployment:
+    """A deployment with another budget or number of benchmarks, as the options of a command say."""
+    spec = deployment.spec
+    reference, optimization = spec.selection_ref, spec.optimization
+    if budget is not None:
+        reference = reference.model_copy(update={"budget_name": budget})
+    if max_benchmarks is not None:
+        try:
+            optimization = Optimization.model_validate({**optimization.model_dump(), "max_benchmarks": max_benchmarks})
+        except ValidationError as error:
+            raise UserError("--max-benchmarks", f"{max_benchmarks}: {error.errors()[0]['msg']}") from None
+    return deployment.model_copy(
+        update={"spec": spec.model_copy(update={"selection_ref": reference, "optimization": optimization})}
+    )
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """A budget's ensemble with its files.
+
+    Args:
+        where: File and document of the deployment, for messages.
+        deployment: With what options override.
+        selection: Which ensemble it is.
+        members: Its members; paths of verified local files.
+        records: Of the same members, for their profiles.
+        libraries: Of the same members.
+        results: The library that keeps allocations and benchmarks.
+    """
+
+    where: str
+    deployment: EnsembleDeployment
+    selection: SelectionOf
+    members: tuple[Member, ...]
+    records: tuple[ModelRecord, ...]
+    libraries: tuple[Library, ...]
+    results: Library
+
+    @property
+    def signature(self) -> Signature:
+        return self.results.header.signature
+
+
+def find_ensemble(documents: Documents, deployment: EnsembleDeployment) -> Ensemble:
+    """The ensemble that a deployment refers to, as its selection has it now.
+
+    Raises:
+        UserError: the selection was not run for what the libraries hold now, it has no such budget or no ensemble for
+            it, or a member cannot be served.
+    """
+    where = f"{documents.file}: EnsembleDeployment {deployment.metadata.name}"
+    reference = deployment.spec.selection_ref
+    selection = documents.selection(reference.name)
+    result = find_result(documents, selection)
+    if result is None:
+        command = f"ensemble select --spec {documents.file} --name {reference.name}"
+        problem = f"{reference.name} was not selected for what its libraries hold now: run `{command}` first"
+        raise UserError(f"{where}: spec.selectionRef.name", problem)
+    chosen = _chosen(where, result, reference.budget_name)
+    storages = documents.source_storages(selection)
+    opened = {index: Library.open(open_store(storages[index])) for index in {member.library for member in chosen}}
+    libraries = tuple(opened[member.library] for member in chosen)
+    records = tuple(library.model(member.model_id) for library, member in zip(libraries, chosen, strict=True))
+    names = _unique([member.model_id for member in chosen])
+    return Ensemble(
+        where=where,
+        deployment=deployment,
+        selection=SelectionOf(name=reference.name, budget_name=reference.budget_name, digest=result.digest),
+        members=tuple(
+            _member(where, name, member.weight, library, record)
+            for name, member, library, record in zip(names, chosen, libraries, records, strict=True)
+        ),
+        records=records,
+        libraries=libraries,
+        results=Library.open(open_store(documents.result_storage(selection))),
+    )
+
+
+def subject_of(ensemble: Ensemble) -> Subject:
+    """What is allocated on this machine's devices.
+
+    Raises:
+        UserError: the machine has fewer GPUs or cores than the spec's devices.
+        NoServerError: the server is not installed.
+    """
+    spec = ensemble.deployment.spec
+    return Subject(
+        deployment=ensemble.deployment,
+        selection=ensemble.selection,
+        members=ensemble.members,
+        devices=device_rows(f"{ensemble.where}: spec.devices", spec.devices, this_machine(spec.devices)),
+        server=server_version(),
+        load=load_settings(ensemble.deployment),
+    )
+
+
+def memory_of(ensemble: Ensemble, subject: Subject) -> Memory:
+    """Capacity of the devices, and need of each member on each type of them by its profile; measured where missing.
+
+    Raises:
+        UserError: a member cannot be measured.
+    """
+    first = {row.device_type: row for row in reversed(subject.devices)}
+    return Memory(
+        capacity=tuple(row.memory_mib for row in subject.devices),
+        kinds=tuple(row.device_type for row in subject.devices),
+        curves=tuple(
+            {kind: Curve.of(_profile(ensemble, index, row)) for kind, row in first.items()}
+            for index in range(len(ensemble.members))
+        ),
+    )
+
+
+def load_allocation(documents: Documents, deployment: EnsembleDeployment) -> AllocationResult:
+    """The allocation of a deployment for what the libraries hold now, on such devices as this machine has.
+
+    Raises:
+        UserError: as of `find_ensemble` and `subject_of`, or nothing was allocated.
+    """
+    ensemble = find_ensemble(documents, deployment)
+    return _stored(documents, ensemble, subject_of(ensemble))
+
+
+def load_plan(documents: Documents, deployment: EnsembleDeployment) -> Plan:
+    """The plan of that allocation, with this machine's files and cores; UserErrors as of `load_allocation`."""
+    ensemble = find_ensemble(documents, deployment)
+    subject = subject_of(ensemble)
+    found = _stored(documents, ensemble, subject)
+    return plan_of(Matrix(found.matrix), subject.members, subject.devices, ensemble.signature, deployment)
+
+
+def _stored(documents: Documents, ensemble: Ensemble, subject: Subject) -> AllocationResult:
+    found = stored_allocation(ensemble.results, subject)
+    if found is None:
+        reference, name = ensemble.selection, ensemble.deployment.metadata.name
+        command = f"ensemble allocate --spec {documents.file} --name {name} --budget {reference.budget_name}"
+        problem = f"nothing was allocated for this ensemble, these settings and such devices: run `{command}` first"
+        raise UserError(ensemble.where, problem)
+    return found
+
+
+def _profile(ensemble: Ensemble, index: int, row: DeviceRow) -> Profile:
+    """The stored profile of a member on a type of device, or one measured now at two batch sizes and stored."""
+    library, record, member = ensemble.libraries[index], ensemble.records[index], ensemble.members[index]
+    stored = library.profile(row.device_type, ENGINE, record.id)
+    if stored is not None and stored.model_sha256 == member.sha256:
+        return stored
+    device = Device(row.device_type, row.cores, None)
+    if row.type == "gpu":
+        device = Device(row.device_type, tuple(sorted(os.sched_getaffinity(0))), row.ordinal)
+    allowed = ensemble.deployment.spec.optimization.batch_sizes
+    try:
+        answer = measure(record, Path(member.onnx), ensemble.signature, device, sorted({allowed[0], allowed[-1]}))
+    except MeasurementError as failure:
+        raise UserError(f"{ensemble.where}: spec.devices", f"no profile on {row.device_type}: {failure}") from failure
+    profile = make_profile(record, member.sha256, device, ENGINE, answer, None)
+    library.write_profile(profile)
+    return profile
+
+
+def _chosen(where: str, result: SelectionResult, name: str) -> tuple[MemberResult, ...]:
+    """Members of a budget's ensemble, or the best single model alone."""
+    where = f"{where}: spec.selectionRef.budgetName"
+    budget = result.budget(name)
+    if budget is None and name == BEST_SINGLE:
+        return (MemberResult(**dict(result.best_single), weight=1),)
+    if budget is None:
+        raise UserError(where, f"{name} is none of the budgets {', '.join(budget.name for budget in result.budgets)}")
+    if not budget.members:
+        raise UserError(where, f"{name} has no ensemble: {budget.reason}")
+    return budget.members
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """Names of which later equals get their position: members of joined libraries may have one id."""
+    return [f"{name}-{index}" if name in names[:index] else name for index, name in enumerate(names)]
+
+
+def _member(where: str, name: str, weight: float, library: Library, record: ModelRecord) -> Member:
+    if not record.servable:
+        raise UserError(
+            f"{where}: spec.selectionRef", f"the member {record.id} of {library.store.url} cannot be served"
+        )
+    path = library.file(record, SERVABLE).resolve()
+    return Member(model_id=name, weight=weight, onnx=str(path), sha256=record.files[SERVABLE].sha256)

@@ -1,0 +1,130 @@
+"""What an allocation is, as the library stores it, and what its digest covers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field
+
+from ensemble_core.allocation.matrix import Matrix
+from ensemble_core.allocation.plan import DeviceRow, Member
+from ensemble_core.api.ensembledeployment import EnsembleDeployment
+from ensemble_core.frozen import Frozen, digest
+from ensemble_core.library.records import ModelId, Sha256
+
+Rows = tuple[tuple[int, ...], ...]  # batch sizes, [device][member], 0 = absent
+
+
+class Throughput(Frozen):
+    """Samples per second, how they are known, and how much windows of the measurement differ."""
+
+    samples_per_second: float = Field(ge=0)  # 0: the server could not load or run it
+    spread: float = Field(0, ge=0)  # (largest - smallest) / median of the windows measured
+    foreign_cores: float = Field(0, ge=0)  # CPU cores that other processes used meanwhile
+    how: Literal["measured"] = "measured"
+    reason: str | None = None  # of a 0
+
+
+class Benchmark(Frozen):
+    """One matrix that was measured."""
+
+    order: int = Field(ge=0)  # 0 is the start
+    matrix: Rows
+    throughput: Throughput
+
+
+class Start(Frozen):
+    matrix: Rows
+    throughput: Throughput
+
+
+class SelectionOf(Frozen):
+    """Which ensemble is allocated."""
+
+    name: str
+    budget_name: str
+    digest: Sha256
+
+
+class AllocatedMember(Frozen):
+    model_id: ModelId
+    weight: float
+    sha256: Sha256  # of the ONNX file
+
+
+class ServerVersion(Frozen):
+    name: str
+    version: str
+    engine: str  # and its version, that runs the members
+
+
+class AllocationResult(Frozen):
+    """`allocations/<digest>.json`."""
+
+    name: str  # of the deployment
+    digest: Sha256
+    selection: SelectionOf
+    members: tuple[AllocatedMember, ...]  # columns of the matrix
+    devices: tuple[DeviceRow, ...]  # rows
+    device_fingerprint: Sha256
+    matrix: Rows
+    algorithm: str
+    throughput: Throughput
+    start: Start
+    benchmarks: tuple[Benchmark, ...]  # in the order measured
+    server: ServerVersion
+
+
+def device_fingerprint(devices: Sequence[DeviceRow]) -> str:
+    """Digest of what makes devices equal for a measurement: types in order and numbers of cores, not which cores."""
+    return digest([[row.type, row.device_type, len(row.cores)] for row in devices])
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is allocated, on what: everything that a measurement or an allocation depends on.
+
+    Args:
+        deployment: With the settings.
+        selection: The ensemble it refers to.
+        members: Its members.
+        devices: The rows.
+        server: That serves.
+        load: Settings of the load, as JSON has them.
+    """
+
+    deployment: EnsembleDeployment
+    selection: SelectionOf
+    members: tuple[Member, ...]
+    devices: tuple[DeviceRow, ...]
+    server: ServerVersion
+    load: dict[str, Any]
+
+    def benchmark_digest(self, matrix: Matrix) -> str:
+        """Of everything that a measurement of a matrix depends on; names and weights do not matter."""
+        return digest({**self._measured(), "matrix": matrix.rows()})
+
+    def digest(self) -> str:
+        """Of everything that the allocation depends on; free memory, which changes by the minute, is left out."""
+        spec = self.deployment.spec
+        return digest(
+            {
+                **self._measured(),
+                "name": self.deployment.metadata.name,
+                "selection": self.selection.document(),
+                "members": [member.model_dump(mode="json", exclude={"onnx"}) for member in self.members],
+                "memoryMiB": [device.memory_mib for device in spec.devices],
+                "optimization": spec.optimization.document(),
+            }
+        )
+
+    def _measured(self) -> dict[str, Any]:
+        return {
+            "models": [member.sha256 for member in self.members],
+            "devices": device_fingerprint(self.devices),
+            "segmentSize": self.deployment.spec.serving.segment_size,
+            "server": self.server.document(),
+            "load": self.load,
+        }

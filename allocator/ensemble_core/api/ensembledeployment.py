@@ -1,0 +1,219 @@
+"""EnsembleDeployment: an ensemble, spread over devices and served."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, StringConstraints
+
+from ensemble_core.api.common import (
+    API_VERSION,
+    Annotations,
+    Count,
+    Digest,
+    Metadata,
+    Name,
+    Port,
+    ResourceName,
+    Seed,
+    ShortText,
+    Status,
+    Text,
+    Workload,
+)
+from ensemble_core.api.rules import Rule, Ruled, unique
+from ensemble_core.frozen import Frozen
+
+BEST_SINGLE = "best-single"  # as a budget's name, where there is none of that name: the best single model alone
+
+
+class SelectionRef(Frozen):
+    """An ensemble."""
+
+    name: Name = Field(description="Name of an EnsembleSelection in the same namespace.")
+    budget_name: Name = Field(description="Which of its budgets.")
+
+
+class Device(Frozen):
+    """Like devices of one pod on one node: the rows of the allocation matrix."""
+
+    name: Name = Field(description="Name of the group of devices.")
+    type: Literal["gpu", "cpu"] = Field(description="GPUs, or disjoint groups of CPU cores.")
+    count: int = Field(1, ge=1, le=64, description="Number of devices.")
+    resource_name: ResourceName = Field("nvidia.com/gpu", description="Resource name of the GPUs; a MIG slice is one.")
+    cores_per_device: int = Field(1, ge=1, le=256, description="CPU cores of each device of type `cpu`.")
+    memory_mib: Annotated[int | None, Field(alias="memoryMiB")] = Field(
+        None,
+        ge=64,
+        le=16_777_216,
+        description="Memory of each device in MiB; by default what the GPU has, or an equal share of the machine's.",
+    )
+
+
+class Optimization(Ruled):
+    """How the allocation is found."""
+
+    rules = (
+        Rule(
+            "batchSizes",
+            "must ascend",
+            "self.batchSizes.isSorted() && self.batchSizes.all(a, self.batchSizes.exists_one(b, b == a))",
+            lambda o: list(o.batch_sizes) == sorted(set(o.batch_sizes)),
+        ),
+    )
+
+    objective: Literal["throughput"] = Field("throughput", description="What is maximised.")
+    algorithm: Literal["bounded-greedy", "worst-fit"] = Field(
+        "bounded-greedy",
+        description="`worst-fit` (thesis, chapter 8, Algorithm 1), or `bounded-greedy` from there (Algorithm 2).",
+    )
+    mode: Literal["measured"] = Field("measured", description="Matrices are benchmarked on the real server.")
+    max_neighs: int = Field(100, ge=1, le=10_000, description="Neighbours drawn per iteration of the greedy algorithm.")
+    max_iter: int = Field(10, ge=1, le=1000, description="Iterations of the greedy algorithm.")
+    max_benchmarks: int = Field(20, ge=1, le=10_000, description="Benchmarks in all.")
+    batch_sizes: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field(
+        (8, 16, 32, 64, 128),
+        min_length=1,
+        max_length=16,
+        description="Batch sizes that an entry of the matrix may have, ascending.",
+    )
+    seconds_per_benchmark: float = Field(
+        2, ge=0.1, le=600, description="Length of the measured window of one benchmark in seconds."
+    )
+    seed: Seed = Field(0, description="Seed of the draws.")
+
+
+class ServingService(Frozen):
+    """The Kubernetes Service."""
+
+    type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = Field("ClusterIP", description="Type of the Service.")
+    annotations: Annotations = Field(default_factory=dict, description="Annotations of the Service.")
+
+
+class Autoscaling(Ruled):
+    """A HorizontalPodAutoscaler on the time that requests wait."""
+
+    rules = (
+        Rule(
+            "maxReplicas",
+            "must be at least minReplicas",
+            "self.minReplicas <= self.maxReplicas",
+            lambda a: a.min_replicas <= a.max_replicas,
+        ),
+    )
+
+    min_replicas: int = Field(1, ge=1, le=1024, description="Copies of the serving pod at least.")
+    max_replicas: int = Field(ge=1, le=1024, description="Copies of the serving pod at most.")
+    target_queue_milliseconds: int = Field(
+        50, ge=1, le=600_000, description="Mean milliseconds that a request may wait before there are more copies."
+    )
+
+
+class Monitoring(Frozen):
+    """How Prometheus finds the metrics."""
+
+    service_monitor: bool = Field(False, description="Make a ServiceMonitor of the Prometheus operator.")
+    interval_seconds: int = Field(30, ge=1, le=3600, description="Seconds between two scrapes.")
+
+
+class Serving(Ruled):
+    """How the ensemble is served."""
+
+    rules = (
+        Rule(
+            "",
+            "must have different httpPort, grpcPort and metricsPort",
+            "self.httpPort != self.grpcPort && self.httpPort != self.metricsPort && self.grpcPort != self.metricsPort",
+            lambda s: len({s.http_port, s.grpc_port, s.metrics_port}) == 3,
+        ),
+    )
+
+    image: Text | None = Field(None, description="Image of the Triton server, when not the operator's default.")
+    replicas: int = Field(1, ge=1, le=1024, description="Copies of the serving pod, unless `autoscaling` is given.")
+    segment_size: int = Field(128, ge=1, le=65_536, description="Samples per segment of a request.")
+    max_batch_size: int = Field(4096, ge=1, le=1_000_000, description="Samples per request at most.")
+    http_port: Port = Field(8000, description="Port of the HTTP endpoint.")
+    grpc_port: Port = Field(8001, description="Port of the gRPC endpoint.")
+    metrics_port: Port = Field(8002, description="Port of the metrics endpoint.")
+    service: ServingService = Field(default_factory=ServingService, description="The Kubernetes Service.")
+    autoscaling: Autoscaling | None = Field(None, description="Makes copies as load asks for; none if absent.")
+    monitoring: Monitoring = Field(default_factory=Monitoring, description="How Prometheus finds the metrics.")
+
+
+class Rollout(Frozen):
+    """How a new allocation replaces the old."""
+
+    strategy: Literal["BlueGreen", "Recreate"] = Field(
+        "BlueGreen",
+        description="`BlueGreen` keeps the old pods until new ones, on spare devices, answer; `Recreate` needs none.",
+    )
+    progress_deadline_seconds: int = Field(
+        600, ge=10, le=86_400, description="Seconds after which a rollout has failed."
+    )
+
+
+class EnsembleDeploymentSpec(Workload):
+    """Which ensemble is served on which devices."""
+
+    rules = (unique("devices", "name"),)
+
+    selection_ref: SelectionRef = Field(description="The ensemble.")
+    devices: tuple[Device, ...] = Field(min_length=1, max_length=16, description="Devices of one pod.")
+    optimization: Optimization = Field(default_factory=Optimization, description="How the allocation is found.")
+    serving: Serving = Field(default_factory=Serving, description="How the ensemble is served.")
+    rollout: Rollout = Field(default_factory=Rollout, description="How a new allocation replaces the old.")
+
+
+class MatrixRow(Frozen):
+    """A device and what it runs."""
+
+    device: ShortText = Field(description="Name of the device: `gpu0`, `cpu1`.")
+    batch_sizes: tuple[Count, ...] = Field(max_length=256, description="Batch size of each member there; 0 is none.")
+
+
+class Measurement(Frozen):
+    """A figure and how it was obtained."""
+
+    images_per_second: float | None = Field(None, ge=0, description="Throughput.")
+    latency_milliseconds: float | None = Field(None, ge=0, description="Median time of a request of one segment.")
+    obtained: Literal["measured", "modelled"] = Field(description="On the real server, or by a model of it.")
+    bound_images_per_second: float | None = Field(
+        None, ge=0, description="What the devices could give if the server cost nothing."
+    )
+
+
+class LoadedModel(Frozen):
+    """A model that the server really has loaded."""
+
+    model_id: ShortText = Field(description="The model.")
+    digest: Digest = Field(description="SHA-256 of its file.")
+
+
+class EnsembleDeploymentStatus(Status):
+    """What is served, where and how fast."""
+
+    members: Count | None = Field(None, description="Number of members that are served.")
+    member_ids: tuple[ShortText, ...] = Field((), max_length=256, description="The members: columns of the matrix.")
+    matrix: tuple[MatrixRow, ...] = Field((), max_length=1024, description="The allocation.")
+    performance: Measurement | None = Field(None, description="Throughput and latency of one pod.")
+    throughput: ShortText | None = Field(None, description="The throughput for people: `305 img/s`.")
+    endpoint: Annotated[str, StringConstraints(max_length=1024)] | None = Field(None, description="URL of the service.")
+    ready_replicas: Count | None = Field(None, description="Copies of the serving pod that answer.")
+    selection_digest: Digest | None = Field(None, description="Of the selection that is served.")
+    allocation_digest: Digest | None = Field(None, description="Of the allocation that is served.")
+    loaded: tuple[LoadedModel, ...] = Field((), max_length=256, description="What is really loaded.")
+
+
+class EnsembleDeployment(Frozen):
+    """Spreads an ensemble over devices and serves it."""
+
+    columns: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"name": "Models", "type": "integer", "jsonPath": ".status.members"},
+        {"name": "Throughput", "type": "string", "jsonPath": ".status.throughput"},
+        {"name": "Endpoint", "type": "string", "jsonPath": ".status.endpoint"},
+    )
+
+    api_version: Literal["ensemble-operator.io/v1alpha1"] = API_VERSION  # type: ignore[assignment]
+    kind: Literal["EnsembleDeployment"] = "EnsembleDeployment"
+    metadata: Metadata
+    spec: EnsembleDeploymentSpec

@@ -1,0 +1,101 @@
+"""Rules between fields, said once: checked here in Python, and by the Kubernetes API server as CEL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from pydantic import GetJsonSchemaHandler, ValidationError, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
+
+from ensemble_core.frozen import Frozen
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What must hold among the fields of one object.
+
+    Args:
+        field: The field to blame, in camelCase and relative to the object, dots between levels; empty for the object.
+        message: What is allowed; it reads on after the offending value ("must be at most maxTrialCount").
+        cel: The same in Kubernetes' CEL over `self`, and `oldSelf` if it is about changes.
+        holds: Whether it holds for a model; none for rules that only a cluster has.
+    """
+
+    field: str
+    message: str
+    cel: str
+    holds: Callable[[Any], bool] | None = None
+
+    def kubernetes(self) -> dict[str, str]:
+        """An entry of `x-kubernetes-validations`."""
+        where = {"fieldPath": f".{self.field}"} if self.field else {}
+        return {"rule": self.cel, "message": self.message} | where
+
+
+def immutable(field: str) -> Rule:
+    """A cluster refuses changes of the field. Fields with a default, and required ones, are always there to compare."""
+    return Rule(field, "cannot be changed; make a new object instead", f"self.{field} == oldSelf.{field}")
+
+
+def value_at(model: Any, path: str) -> Any:
+    """A field's value by the path that documents have; none if a level is absent."""
+    for part in path.split(".") if path else ():
+        fields = {info.alias or name: name for name, info in type(model).model_fields.items()}
+        model = getattr(model, fields[part])
+        if model is None:
+            return None
+    return model
+
+
+def unique(field: str, key: str) -> Rule:
+    """No two items of the list have the same key."""
+
+    def holds(model: Any) -> bool:
+        keys = [value_at(item, key) for item in value_at(model, field)]
+        return len(set(keys)) == len(keys)
+
+    cel = f"self.{field}.all(a, self.{field}.exists_one(b, b.{key} == a.{key}))"
+    return Rule(field, f"must not have two items of the same {key}", cel, holds)
+
+
+def exactly_one(fields: Sequence[str]) -> Rule:
+    """Of these optional fields one is given."""
+    return Rule(
+        "",
+        f"must have exactly one of {', '.join(fields)}",
+        f"[{', '.join(f'has(self.{name})' for name in fields)}].filter(given, given).size() == 1",
+        lambda model: sum(value_at(model, name) is not None for name in fields) == 1,
+    )
+
+
+class Ruled(Frozen):
+    """A part of a document with rules between its fields; all that are broken are reported, not only the first."""
+
+    rules: ClassVar[tuple[Rule, ...]] = ()
+
+    @model_validator(mode="after")
+    def _obey(self) -> Self:
+        broken = [rule for rule in self.rules if rule.holds is not None and not rule.holds(self)]
+        if broken:
+            raise ValidationError.from_exception_data(type(self).__name__, [_details(self, rule) for rule in broken])
+        return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = handler(core_schema)
+        if cls.rules:
+            handler.resolve_ref_schema(schema)["x-kubernetes-validations"] = [rule.kubernetes() for rule in cls.rules]
+        return schema
+
+
+def _details(model: Frozen, rule: Rule) -> InitErrorDetails:
+    """The broken rule at its field, with the field's value."""
+    value = value_at(model, rule.field)
+    return InitErrorDetails(
+        type=PydanticCustomError("rule", "{message}", {"message": rule.message}),
+        loc=tuple(rule.field.split(".")) if rule.field else (),
+        input=value.document() if isinstance(value, Frozen) else value,
+    )

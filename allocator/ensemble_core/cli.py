@@ -1,0 +1,71 @@
+"""`ensemble`: finds the verb among the installed entry points, so that `train` is there without the core importing torch."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from ensemble_core import __version__
+from ensemble_core.errors import UserError
+
+VERBS = {
+    "run": "run the three documents of a file on this machine",
+    "validate": "check documents and name every wrong field",
+    "train": "train a library of models (HPOSearch)",
+    "profile": "measure what each model costs, alone on a device",
+    "select": "pick ensembles under budgets (EnsembleSelection)",
+    "allocate": "spread an ensemble over devices (EnsembleDeployment)",
+    "serve": "serve an allocated ensemble with Triton",
+    "predict": "ask a served ensemble",
+    "dataset": "write a split of the data set as arrays",
+    "library": "list, check, extend and clean a model library",
+}
+
+USAGE, INTERRUPTED = 2, 130
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; exit code 0 done, 1 failed, 2 bad input, 3 fenced by a newer attempt, 130 interrupted."""
+    arguments = sys.argv[1:] if argv is None else argv
+    name = arguments[0] if arguments else "--help"
+    if name in ("--version", "-V"):
+        print(f"ensemble {__version__}")
+        return 0
+    if name in ("--help", "-h"):
+        print(_help())
+        return 0 if arguments else USAGE
+    found = entry_points(group="ensemble.commands", name=name)
+    if not found:
+        print(f"ensemble: no verb {name!r}; there are {', '.join(VERBS)}", file=sys.stderr)
+        return USAGE
+    return _run(next(iter(found)), arguments[1:])
+
+
+def _run(entry: EntryPoint, arguments: list[str]) -> int:
+    try:
+        verb: Any = entry.load()
+    except ModuleNotFoundError as missing:
+        print(f"ensemble {entry.name}: needs the package {missing.name}, which is not installed", file=sys.stderr)
+        return USAGE
+    parser = argparse.ArgumentParser(prog=f"ensemble {entry.name}", description=(verb.__doc__ or "").split("\n\n")[0])
+    verb.add_arguments(parser)
+    try:
+        return int(verb.run(parser.parse_args(arguments)))
+    except UserError as error:
+        print(f"ensemble {entry.name}: {error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        print(f"ensemble {entry.name}: interrupted; the same command continues", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _help() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:<{width}}  {text}" for verb, text in VERBS.items())
+    return f"usage: ensemble VERB ...\n\nDeep ensembles under a budget, from search to served answers.\n\n{verbs}\n\nensemble VERB --help tells more."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

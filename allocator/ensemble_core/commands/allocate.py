@@ -1,0 +1,92 @@
+"""Spread an ensemble over devices so that it answers the most samples per second (EnsembleDeployment)."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ensemble_core.allocation.harness import Bench, NoServerError, Triton
+from ensemble_core.allocation.optimise import Benchmarks, benchmarks_at_most, find_allocation, stored_allocation
+from ensemble_core.allocation.prepare import Ensemble, find_ensemble, memory_of, overridden, subject_of
+from ensemble_core.allocation.result import AllocationResult, Benchmark, Subject
+from ensemble_core.api.documents import load_documents
+from ensemble_core.report import CommandError, Report, add_report_arguments, run_reported
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_report_arguments(parser)
+    parser.add_argument("--budget", metavar="NAME", help="allocate the ensemble of another budget than the document's")
+    parser.add_argument("--max-benchmarks", type=int, metavar="N", help="benchmarks in all, whatever the document says")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    return run_reported(arguments, "allocate", lambda report: _allocate(arguments, report))
+
+
+def _allocate(arguments: argparse.Namespace, report: Report) -> dict[str, Any]:
+    documents = load_documents(arguments.spec)
+    deployment = overridden(documents.deployment(arguments.name), arguments.budget, arguments.max_benchmarks)
+    ensemble = find_ensemble(documents, deployment)
+    try:
+        subject = subject_of(ensemble)
+        found = stored_allocation(ensemble.results, subject)
+        if found is not None:
+            print(f"allocation {found.name}: nothing has changed, allocations/{found.digest}.json stays")
+        else:
+            found = _optimise(ensemble, subject, report)
+    except NoServerError as error:
+        raise CommandError(f"there is no Triton server to measure: {error}") from error
+    for line in table(found):
+        print(line)
+    return {"digest": found.digest, "summary": summary(found)}
+
+
+def _optimise(ensemble: Ensemble, subject: Subject, report: Report) -> AllocationResult:
+    progress = Progress(report, benchmarks_at_most(subject))
+    memory = memory_of(ensemble, subject)
+    with Triton() as server:
+        bench = Benchmarks(ensemble.results, subject, Bench(subject, ensemble.signature, server), progress)
+        return find_allocation(f"{ensemble.where}: spec.devices", ensemble.results, subject, memory, bench)
+
+
+class Progress:
+    """Tells the report and the terminal of each benchmark."""
+
+    def __init__(self, report: Report, total: int) -> None:
+        self._report = report
+        self._total = total
+        self._best = 0.0
+        report.progress(stage="benchmarks", done=0, total=total, note="starting the server")
+
+    def __call__(self, benchmark: Benchmark) -> None:
+        speed, done = benchmark.throughput.samples_per_second, benchmark.order + 1
+        self._best = max(self._best, speed)
+        self._report.progress(
+            stage="benchmarks", done=done, total=self._total, note=f"best so far {self._best:,.0f} samples/s"
+        )
+        print(f"benchmark {done} of at most {self._total}: {speed:,.0f} samples/s, best {self._best:,.0f}", flush=True)
+
+
+def summary(found: AllocationResult) -> dict[str, Any]:
+    """What a report holds: everything but the single benchmarks."""
+    content = found.document()
+    content["benchmarks"] = len(found.benchmarks)
+    return content
+
+
+def table(found: AllocationResult) -> list[str]:
+    """The matrix and its throughput as lines of text."""
+    names = [member.model_id for member in found.members]
+    width = max(len(row.name) for row in found.devices)
+    rows = [
+        f"  {device.name:<{width}}  " + "  ".join(f"{size:>{len(name)}}" for name, size in zip(names, row, strict=True))
+        for device, row in zip(found.devices, found.matrix, strict=True)
+    ]
+    best, start = found.throughput.samples_per_second, found.start.throughput.samples_per_second
+    gain = f" ({best / start - 1:+.0%} from worst-fit)" if start else ""
+    return [
+        f"allocation {found.name}, budget {found.selection.budget_name}: {best:,.0f} samples/s measured{gain}, "
+        f"{len(found.benchmarks)} matrices benchmarked",
+        f"  {'':<{width}}  " + "  ".join(names),
+        *rows,
+    ]

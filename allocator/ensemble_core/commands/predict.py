@@ -1,0 +1,59 @@
+"""Ask a served ensemble for the probabilities of samples in an .npy file."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ensemble_core.errors import UserError
+from ensemble_core.serving.client import describe, predict
+from ensemble_core.serving.errors import ServingError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--url", required=True, metavar="HOST:PORT", help="gRPC endpoint of the server")
+    parser.add_argument("--model", required=True, metavar="NAME", help="name of the EnsembleDeployment")
+    parser.add_argument("--input", required=True, type=Path, metavar="X.npy", help="raw samples, [N, …]")
+    parser.add_argument("--output", required=True, type=Path, metavar="Y.npy", help="probabilities, float32 [N, C]")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    samples = _read(arguments.input)
+    if not arguments.output.absolute().parent.is_dir():
+        raise UserError("--output", f"there is no folder {arguments.output.absolute().parent}")
+    try:
+        signature = describe(arguments.url, arguments.model).signature
+        _check(arguments.input, samples, signature.input_type, signature.input_shape)
+        probabilities = predict(arguments.url, arguments.model, samples)
+    except ServingError as error:
+        print(f"ensemble predict: {error}", file=sys.stderr)
+        return 1
+    with open(arguments.output, "wb") as file:  # np.save would append .npy to another name
+        np.save(file, probabilities)
+    print(f"{len(probabilities)} samples, {probabilities.shape[1]} classes: {arguments.output}")
+    return 0
+
+
+def _read(path: Path) -> npt.NDArray[Any]:
+    """The array in a file, memory-mapped; UserError if there is none."""
+    try:
+        samples = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"--input {path}", f"is not a readable .npy file: {error}") from error
+    if not isinstance(samples, np.ndarray):
+        samples.close()
+        raise UserError(f"--input {path}", "is an archive of arrays; one .npy file is needed")
+    return samples
+
+
+def _check(path: Path, samples: npt.NDArray[Any], dtype: str, shape: tuple[int, ...]) -> None:
+    if samples.dtype.name != dtype:
+        raise UserError(f"--input {path}", f"the samples are {samples.dtype.name}; the model takes {dtype}")
+    if samples.shape[1:] != shape or samples.ndim != len(shape) + 1:
+        wanted = ", ".join(map(str, ("N", *shape)))
+        raise UserError(f"--input {path}", f"the samples have shape {list(samples.shape)}; the model takes [{wanted}]")

@@ -1,0 +1,76 @@
+"""Serve an allocated ensemble on this machine with Triton, until interrupted (EnsembleDeployment)."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import threading
+from typing import Any
+
+from ensemble_core.allocation.harness import NoServerError
+from ensemble_core.allocation.prepare import load_plan
+from ensemble_core.api.documents import load_documents
+from ensemble_core.api.ensembledeployment import Serving
+from ensemble_core.errors import UserError
+from ensemble_core.report import CommandError, Report, add_report_arguments, run_reported
+from ensemble_core.serving.errors import ServingError
+from ensemble_core.serving.installation import Ports
+from ensemble_core.serving.process import in_use
+from ensemble_core.serving.server import TritonServer
+
+ADDRESS = "127.0.0.1"
+LOOK_SECONDS = 0.5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_report_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    return run_reported(arguments, "serve", lambda report: _serve(arguments, report))
+
+
+def _serve(arguments: argparse.Namespace, report: Report) -> dict[str, Any]:
+    documents = load_documents(arguments.spec)
+    deployment = documents.deployment(arguments.name)
+    serving = deployment.spec.serving
+    check_ports(f"{arguments.spec}: EnsembleDeployment {deployment.metadata.name}", serving)
+    stopped = _on_signals()
+    try:
+        plan = load_plan(documents, deployment)
+        report.progress(stage="serving", done=0, total=1, note="starting the server")
+        with TritonServer(Ports(serving.http_port, serving.grpc_port, serving.metrics_port), ADDRESS) as server:
+            server.apply(plan)
+            addresses = {name: f"{ADDRESS}:{getattr(server.ports, name)}" for name in ("http", "grpc", "metrics")}
+            report.progress(stage="serving", done=1, total=1, note="ready", model=plan.name, **addresses)
+            for line in how_to_call(plan.name, addresses):
+                print(line, flush=True)
+            while not stopped.wait(LOOK_SECONDS):
+                server.check()
+    except (ServingError, NoServerError) as error:
+        raise CommandError(str(error)) from error
+    return {"digest": None, "summary": {"model": plan.name, **addresses}}
+
+
+def check_ports(where: str, serving: Serving) -> None:
+    """UserError naming the field if a port is taken."""
+    ports = {"httpPort": serving.http_port, "grpcPort": serving.grpc_port, "metricsPort": serving.metrics_port}
+    for field, port in ports.items():
+        if in_use(ADDRESS, port):
+            raise UserError(f"{where}: spec.serving.{field}", f"port {port} of {ADDRESS} is in use; give a free one")
+
+
+def how_to_call(model: str, addresses: dict[str, str]) -> list[str]:
+    """What a user who wants an answer types."""
+    return [
+        f"{model} is served: gRPC {addresses['grpc']}, HTTP http://{addresses['http']}/v2/models/{model}",
+        f"  ensemble predict --url {addresses['grpc']} --model {model} --input X.npy --output Y.npy",
+    ]
+
+
+def _on_signals() -> threading.Event:
+    """An event that SIGINT and SIGTERM set from now on, so that the server is stopped and not abandoned."""
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    return stopped

@@ -1,0 +1,120 @@
+"""A model's profile on a device, measured in a fresh process that has the device to itself."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ensemble_core.api.ensembleselection import Cost
+from ensemble_core.devices import cpu_device_type, gpu_devices
+from ensemble_core.errors import UserError
+from ensemble_core.library.records import BatchProfile, ModelRecord, Profile, Signature
+from ensemble_core.profiling.child import Settings
+
+LEAST_BATCH = 8  # measured too, so that memory at other batch sizes can be estimated
+CHILD_SECONDS = 3600.0
+
+
+@dataclass(frozen=True)
+class Device:
+    """What models are measured on: a group of cores, or a GPU with a group of cores that feeds it."""
+
+    device_type: str
+    cores: tuple[int, ...]
+    gpu: int | None = None
+
+
+@dataclass(eq=False)
+class MeasurementError(Exception):
+    """A model could not be measured; the reason is one sentence."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+def find_device(where: str, cost: Cost) -> Device:
+    """The device of this machine that `spec.cost` names; without a device type, the last `coresPerDevice` cores.
+
+    The last, because other work of the machine tends to be on the first. UserError if this machine has no such device.
+    """
+    available = sorted(os.sched_getaffinity(0))
+    if cost.cores_per_device > len(available):
+        raise UserError(
+            f"{where}: spec.cost.coresPerDevice",
+            f"{cost.cores_per_device} is more than the {len(available)} cores that this process may use",
+        )
+    cores = tuple(available[-cost.cores_per_device :])
+    own = Device(cpu_device_type(len(cores)), cores)
+    devices = [own, *(Device(gpu.device_type, cores, gpu.ordinal) for gpu in gpu_devices())]
+    wanted = cost.device_type or own.device_type
+    found = next((device for device in devices if device.device_type == wanted), None)
+    if found is None:
+        there = ", ".join(sorted({device.device_type for device in devices}))
+        raise UserError(
+            f"{where}: spec.cost.deviceType",
+            f"{wanted} is not here; with coresPerDevice {cost.cores_per_device} this machine has {there}",
+        )
+    return found
+
+
+def engine_version(where: str, engine: str) -> str:
+    """Version of the engine that this process would measure with; UserError if it is not installed."""
+    for package in (engine, f"{engine}-gpu"):
+        with contextlib.suppress(PackageNotFoundError):
+            return version(package)
+    raise UserError(f"{where}: spec.cost.engine", f"the package {engine} is not installed")
+
+
+def measure(
+    record: ModelRecord, model: Path, signature: Signature, device: Device, batch_sizes: Sequence[int]
+) -> dict[str, Any]:
+    """Run the measuring process to its end; its answer, or MeasurementError."""
+    settings = Settings(
+        model=str(model),
+        input_type=signature.input_type,
+        input_shape=list(signature.input_shape),
+        cores=list(device.cores),
+        gpu=device.gpu,
+        batch_sizes=sorted(batch_sizes),
+    )
+    command = [sys.executable, "-m", "ensemble_core.profiling.child", json.dumps(asdict(settings))]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=CHILD_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise MeasurementError(f"{record.id}: not measured within {CHILD_SECONDS:.0f} s") from None
+    if done.returncode < 0:
+        raise MeasurementError(f"{record.id}: the process was killed by signal {-done.returncode}; out of memory?")
+    if done.returncode > 0:
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        raise MeasurementError(f"{record.id}: {lines[-1]}")
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def make_profile(
+    record: ModelRecord, sha256: str, device: Device, engine: str, answer: dict[str, Any], known: Profile | None
+) -> Profile:
+    """The profile from a measuring process's answer, with the batch sizes that `known` has already."""
+    new = [BatchProfile(**batch, seconds=statistics.median(batch["passes"])) for batch in answer["batches"]]
+    batches = {batch.batch_size: batch for batch in (*(known.batches if known else ()), *new)}
+    return Profile(
+        model=record.id,
+        model_sha256=sha256,
+        device_type=device.device_type,
+        engine=engine,
+        engine_version=answer["engine_version"],
+        cores=len(device.cores),
+        load_seconds=answer["load_seconds"],
+        batches=tuple(batches[size] for size in sorted(batches)),
+    )

@@ -1,0 +1,182 @@
+"""The order of a run: one command after another, then the endpoint's check, the table and the page."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ensemble_core.allocation.prepare import load_allocation, overridden
+from ensemble_core.allocation.result import AllocationResult
+from ensemble_core.api.documents import Documents
+from ensemble_core.api.ensembledeployment import BEST_SINGLE, EnsembleDeployment
+from ensemble_core.library.library import Library
+from ensemble_core.library.store import open_store
+from ensemble_core.report import CommandError
+from ensemble_core.runner.check import ask_heldout
+from ensemble_core.runner.facts import Endpoint, RunFacts
+from ensemble_core.runner.gather import Made, different_members, run_facts
+from ensemble_core.runner.page import render_page
+from ensemble_core.runner.relocate import dump
+from ensemble_core.runner.show import Show
+from ensemble_core.runner.stages import Stage, follow, read_report, start, stop
+from ensemble_core.runner.table import summary_table
+from ensemble_core.selection.result import SelectionResult
+from ensemble_core.selection.run import find_result
+
+TOLERANCE = 1e-5  # of the endpoint's probabilities
+SERVE_SECONDS = 300.0  # until the endpoint must answer
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The files of a run, all below one folder."""
+
+    output: Path
+
+    @property
+    def documents(self) -> Path:
+        return self.output / "documents.yaml"
+
+    @property
+    def heldout(self) -> Path:
+        return self.output / "heldout"
+
+    @property
+    def page(self) -> Path:
+        return self.output / "report.html"
+
+    def report(self, name: str) -> Path:
+        return self.output / "reports" / f"{name}.json"
+
+
+class Run:
+    """One run of a deployment with its selection and searches.
+
+    Args:
+        documents: With the libraries at their places below the workspace.
+        workspace: Where files go.
+        show: Where progress goes.
+    """
+
+    def __init__(self, documents: Documents, workspace: Workspace, show: Show) -> None:
+        self.documents, self.workspace, self.show = documents, workspace, show
+        self.deployment: EnsembleDeployment = documents.deployment()
+        self.selection = documents.selection(self.deployment.spec.selection_ref.name)
+        self._began = time.time()
+
+    def execute(self, keep_serving: bool) -> RunFacts:
+        """Run all stages; with `keep_serving` the endpoint stays up until Ctrl-C.
+
+        Raises:
+            StageFailed: A command failed.
+            CommandError: The endpoint's answers are not the members' average, or all budgets have the same members.
+        """
+        self.workspace.output.mkdir(parents=True, exist_ok=True)
+        self.workspace.documents.write_text(dump(self.documents))
+        occupancy = self._train()
+        self._stage("profile", "profile", "--name", self.selection.metadata.name)
+        self._stage("select", "select", "--name", self.selection.metadata.name)
+        result = find_result(self.documents, self.selection)
+        assert result is not None
+        allocations = self._allocate(result)
+        self._stage("held-out samples", "dataset", *self._search_name(), "--output", str(self.workspace.heldout))
+        with self._served() as address:
+            endpoint = self._ask(result, address)
+            made = Made(self.documents, result, allocations, endpoint, occupancy, self._began)
+            facts = run_facts(made)
+            self._tell(facts)
+            _judge(result, endpoint)
+            while keep_serving:
+                time.sleep(1)
+        return facts
+
+    def _stage(self, title: str, verb: str, *arguments: str) -> dict[str, Any]:
+        """Run one command to its end and return its result's summary."""
+        shown = self.show.stage(title)
+        report = self.workspace.report(title.replace(" ", "-"))
+        stage = Stage(title, verb, ("--spec", str(self.workspace.documents), *arguments), report)
+        last = follow(stage, shown.seen, self.show.say)
+        shown.end()
+        summary: dict[str, Any] = last["result"]["summary"]
+        return summary
+
+    def _train(self) -> float | None:
+        """Run the searches that the selection's sources name; occupancy of the last."""
+        occupancy = None
+        for source in self.selection.spec.sources:
+            if source.hpo_search_name:
+                summary = self._stage(f"train {source.hpo_search_name}", "train", "--name", source.hpo_search_name)
+                occupancy = summary.get("occupancy")
+        return occupancy
+
+    def _search_name(self) -> tuple[str, ...]:
+        """The option that names the search whose data set the libraries are of."""
+        name = next((s.hpo_search_name for s in self.selection.spec.sources if s.hpo_search_name), None)
+        return ("--name", name) if name else ()
+
+    def _allocate(self, result: SelectionResult) -> dict[str, AllocationResult]:
+        """Allocate the best single model and each budget's ensemble, all under the deployment's settings."""
+        found = {}
+        for name in [BEST_SINGLE, *(budget.name for budget in result.budgets if budget.members)]:
+            self._stage(f"allocate {name}", "allocate", "--name", self.deployment.metadata.name, "--budget", name)
+            found[name] = load_allocation(self.documents, overridden(self.deployment, name, None))
+        return found
+
+    @contextmanager
+    def _served(self) -> Iterator[dict[str, str]]:
+        """The addresses of the served deployment, once it answers."""
+        arguments = ("--spec", str(self.workspace.documents), "--name", self.deployment.metadata.name)
+        stage = Stage("serve", "serve", arguments, self.workspace.report("serve"))
+        process = start(stage, self.show.say)
+        try:
+            deadline = time.monotonic() + SERVE_SECONDS
+            while not (address := read_report(stage.report).get("progress", {})).get("grpc"):
+                if process.poll() is not None:
+                    raise CommandError(f"serve: ended with exit code {process.returncode}", process.returncode or 1)
+                if time.monotonic() > deadline:
+                    raise CommandError(f"serve: did not answer within {SERVE_SECONDS:.0f} s")
+                time.sleep(0.1)
+            yield address
+        finally:
+            stop(process)
+
+    def _ask(self, result: SelectionResult, address: dict[str, str]) -> Endpoint:
+        libraries = [Library.open(open_store(source.storage)) for source in result.sources]
+        budget = result.budget(self.deployment.spec.selection_ref.budget_name)
+        assert budget is not None
+        model, header = self.deployment.metadata.name, libraries[0].header
+        answers = ask_heldout(address["grpc"], model, self.workspace.heldout, libraries, budget.members)
+        return Endpoint(
+            model=model,
+            http=address["http"],
+            grpc=address["grpc"],
+            input_type={"uint8": "UINT8", "float32": "FP32"}[header.signature.input_type],
+            input_shape=header.signature.input_shape,
+            classes=header.class_names,
+            largest_difference=answers.largest_difference,
+            samples=len(answers.probabilities),
+        )
+
+    def _tell(self, facts: RunFacts) -> None:
+        scratch = self.workspace.page.with_name(f".{self.workspace.page.name}")
+        scratch.write_text(render_page(facts))
+        scratch.replace(self.workspace.page)
+        self.show.table(summary_table(facts))
+        self.show.say(
+            f"The endpoint's answers for {facts.endpoint.samples} held-out samples differ from the members' average by "
+            f"at most {facts.endpoint.largest_difference:.1e}.\nReport: {self.workspace.page}"
+        )
+
+
+def _judge(result: SelectionResult, endpoint: Endpoint) -> None:
+    if endpoint.largest_difference > TOLERANCE:
+        raise CommandError(
+            f"the endpoint's answers differ from the members' average by {endpoint.largest_difference:.1e}, "
+            f"more than {TOLERANCE:g}"
+        )
+    if different_members(result) < min(2, len(result.budgets)):
+        raise CommandError("all budgets have the same members; choose budgets that are further apart")

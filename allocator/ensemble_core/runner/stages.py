@@ -1,0 +1,123 @@
+"""Stages of a run: each is a command in a process of its own, watched through its report."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+STOP_SECONDS = 30.0  # a stage that was asked to stop is killed after this time
+POLL_SECONDS = 0.1
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command of a run: `ensemble VERB ARGUMENTS`, shown under its title."""
+
+    title: str
+    verb: str
+    arguments: tuple[str, ...]
+    report: Path
+
+
+@dataclass(eq=False)  # a frozen exception could not be raised through a context manager
+class StageFailed(Exception):  # noqa: N818 - it names what happened
+    """A stage ended with another exit code than 0; its own message is on stderr already."""
+
+    stage: Stage
+    code: int
+
+    def __str__(self) -> str:
+        return f"{self.stage.title}: `ensemble {self.stage.verb}` ended with exit code {self.code}"
+
+
+Seen = Callable[[dict[str, Any]], None]
+Said = Callable[[str], None]
+
+
+def start(stage: Stage, said: Said) -> subprocess.Popen[str]:
+    """Start a stage; each line of its output goes to `said` from a thread. It is interrupted if this process dies."""
+    parent = os.getpid()
+
+    def die_with_parent() -> None:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
+        if os.getppid() != parent:  # it died before the call
+            os._exit(1)
+
+    stage.report.parent.mkdir(parents=True, exist_ok=True)
+    stage.report.unlink(missing_ok=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ensemble_core.cli", stage.verb, *stage.arguments, "--report", f"file:{stage.report}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on
+        preexec_fn=die_with_parent,
+    )
+    threading.Thread(target=_pump, args=(process, said), daemon=True).start()
+    return process
+
+
+def follow(stage: Stage, seen: Seen, said: Said) -> dict[str, Any]:
+    """Run a stage to its end and return its last report.
+
+    Args:
+        seen: Called with each new report.
+        said: Called with each line of output.
+
+    Raises:
+        StageFailed: It ended with another exit code than 0.
+    """
+    process = start(stage, said)
+    try:
+        sequence = -1
+        while process.poll() is None:
+            report = read_report(stage.report)
+            if report and report["sequence"] != sequence:
+                sequence = report["sequence"]
+                seen(report)
+            time.sleep(POLL_SECONDS)
+    finally:
+        stop(process)
+    if process.returncode != 0:
+        raise StageFailed(stage, process.returncode)
+    report = read_report(stage.report)
+    seen(report)
+    return report
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    """Interrupt a stage that still runs, and kill it if it does not end."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    process.wait()
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """The newest report of a stage, empty before the first."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    return content
+
+
+def _pump(process: subprocess.Popen[str], said: Said) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        said(line.rstrip("\n"))

@@ -1,0 +1,84 @@
+"""Selection as a command does it: join the libraries, pick, and only then look at held-out data."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ensemble_core.api.documents import Documents
+from ensemble_core.api.ensembleselection import EnsembleSelection
+from ensemble_core.library.library import Library, same_data
+from ensemble_core.library.records import SPLITS
+from ensemble_core.library.splits import LabelledIds
+from ensemble_core.library.store import open_store
+from ensemble_core.selection.evaluation import Evaluation, Progress
+from ensemble_core.selection.pool import Pool
+from ensemble_core.selection.result import SelectionResult
+from ensemble_core.selection.smobf import Pick, Settings, TrueClass, cross_entropies, select
+from ensemble_core.selection.subject import Subject, make_subject
+
+KIND: Literal["selections"] = "selections"
+
+
+def find_result(documents: Documents, selection: EnsembleSelection) -> SelectionResult | None:
+    """The selection's result for what the libraries hold now, if it was computed."""
+    subject = make_subject(documents, selection)
+    output = _output(documents, subject)
+    return None if output is None else _stored(output, subject.digest())
+
+
+def run_selection(
+    documents: Documents, selection: EnsembleSelection, progress: Progress
+) -> tuple[SelectionResult, bool]:
+    """The selection's result, and whether it had to be computed; a known one is read and nothing is written.
+
+    Args:
+        documents: The file with the selection and the searches it refers to.
+        selection: One of its selections.
+        progress: Called with a stage's name, how much of it is done, and of how much.
+    """
+    subject = make_subject(documents, selection)
+    output = _output(documents, subject)
+    key = subject.digest()
+    known = None if output is None else _stored(output, key)
+    if known is not None:
+        return known, False
+    true_class = subject.pool.true_class(subject.joined, lambda done, total: progress("predictions", done, total))
+    progress("picks", 0, 1)
+    picks = pick(subject.pool, true_class, selection)
+    progress("picks", 1, 1)
+    result = Evaluation(subject, cross_entropies(true_class), picks).result(progress)
+    library = output or _create_output(documents, subject)
+    library.write_result(KIND, key, result.document())
+    return result, True
+
+
+def pick(pool: Pool, true_class: TrueClass, selection: EnsembleSelection) -> tuple[Pick, ...]:
+    """One pick per budget, from validation arrays alone: there is no way from here to held-out data."""
+    spec = selection.spec
+    settings = Settings(spec.weights, spec.keep_top_percent, spec.keep_at_least)
+    return select(true_class, pool.costs(), pool.limits, settings)
+
+
+def _output(documents: Documents, subject: Subject) -> Library | None:
+    """The library that keeps the result, if it exists yet."""
+    storage = documents.result_storage(subject.selection)
+    location = storage.document()
+    if location in subject.storages:
+        return subject.joined.libraries[subject.storages.index(location)]
+    store = open_store(storage)
+    if "library.json" not in store.list("library.json"):
+        return None
+    library = Library.open(store)
+    same_data(library.header, store.url, subject.joined.header, subject.joined.libraries[0].store.url)
+    return library
+
+
+def _create_output(documents: Documents, subject: Subject) -> Library:
+    first = subject.joined.libraries[0]
+    labels = {split: LabelledIds(first.ids(split), first.labels(split)) for split in SPLITS}
+    return Library.create(open_store(documents.result_storage(subject.selection)), first.header, labels)
+
+
+def _stored(library: Library, key: str) -> SelectionResult | None:
+    content = library.result(KIND, key)
+    return None if content is None else SelectionResult.model_validate(content)

@@ -1,0 +1,141 @@
+"""Asks a served ensemble over gRPC; samples go through shared memory where the server is on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tritonclient import grpc
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype, triton_to_np_dtype
+
+from ensemble_core.library.records import Signature
+from ensemble_core.serving.errors import ServingError
+from ensemble_core.serving.sharedmemory import Region
+
+Samples = npt.NDArray[Any]
+Probabilities = npt.NDArray[np.float32]
+
+CHANNEL = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # A server that comes back is found at once; gRPC's own backoff grows to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.use_local_subchannel_pool", 1),
+]
+SECONDS = 600.0  # for a request
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """What a served ensemble takes and gives."""
+
+    signature: Signature
+    max_batch_size: int  # samples of one request at most
+
+
+@contextlib.contextmanager
+def connect(url: str) -> Iterator[Any]:
+    """A gRPC client; every error of Triton or of the connection becomes a ServingError."""
+    try:
+        with grpc.InferenceServerClient(url, channel_args=CHANNEL) as client:
+            yield client
+    except InferenceServerException as error:
+        raise ServingError(f"{url}: {error.message()}") from error
+
+
+def describe(url: str, model: str) -> Endpoint:
+    """Ask the server what a front model takes; ServingError if the server or the model is not there."""
+    with connect(url) as client:
+        metadata = client.get_model_metadata(model, client_timeout=SECONDS)
+        config = client.get_model_config(model, client_timeout=SECONDS).config
+    given, answer = metadata.inputs[0], metadata.outputs[0]
+    signature = Signature(
+        input_type=np.dtype(triton_to_np_dtype(given.datatype)).name,
+        input_shape=tuple(given.shape[1:]),
+        classes=answer.shape[-1],
+    )
+    return Endpoint(signature, config.max_batch_size)
+
+
+def ask(url: str, model: str, samples: Samples) -> Probabilities:
+    """One request with the samples in its body."""
+    with connect(url) as client:
+        given = grpc.InferInput("INPUT", list(samples.shape), np_to_triton_dtype(samples.dtype))
+        given.set_data_from_numpy(np.ascontiguousarray(samples))
+        answer = client.infer(model, [given], client_timeout=SECONDS)
+    return np.asarray(answer.as_numpy("PROBABILITIES"), np.float32)
+
+
+class SharedRequest:
+    """A request whose samples and answer lie in shared memory, with room for `capacity` samples; can be sent again."""
+
+    def __init__(self, client: Any, region: Region, model: str, signature: Signature, capacity: int) -> None:
+        self._client, self._region, self._model, self._signature = client, region, model, signature
+        self.samples = region.array(signature.input_type, (capacity, *signature.input_shape))
+        self.answer = region.array(np.float32, (capacity, signature.classes), self.samples.nbytes)
+
+    def send(self, samples: int) -> Probabilities:
+        """Ask about the first `samples` of `self.samples`; the answer is overwritten by the next request."""
+        size = samples * self.samples[:1].nbytes
+        shape = [samples, *self._signature.input_shape]
+        given = grpc.InferInput("INPUT", shape, np_to_triton_dtype(self.samples.dtype))
+        given.set_shared_memory(self._region.name, size)
+        wanted = grpc.InferRequestedOutput("PROBABILITIES")
+        wanted.set_shared_memory(self._region.name, self.answer[:samples].nbytes, self.samples.nbytes)
+        self._client.infer(self._model, [given], outputs=[wanted], client_timeout=SECONDS)
+        return self.answer[:samples]
+
+
+@contextlib.contextmanager
+def shared_request(client: Any, model: str, signature: Signature, capacity: int) -> Iterator[SharedRequest]:
+    """A request through shared memory; the server must see this machine's /dev/shm."""
+    row = int(np.prod(signature.input_shape)) * np.dtype(signature.input_type).itemsize + 4 * signature.classes
+    with Region(capacity * row) as region:
+        client.register_system_shared_memory(region.name, f"/{region.name}", region.size)
+        try:
+            yield SharedRequest(client, region, model, signature, capacity)
+        finally:
+            with contextlib.suppress(InferenceServerException):  # a server that died has forgotten it
+                client.unregister_system_shared_memory(region.name)
+
+
+def predict(url: str, model: str, samples: Samples) -> Probabilities:
+    """Probabilities float32 [N,C] of N samples, in requests of as many as the model takes.
+
+    Raises ServingError if the server cannot answer, ValueError if the samples do not have its type and shape.
+    """
+    endpoint = describe(url, model)
+    signature = endpoint.signature
+    if samples.dtype.name != signature.input_type or samples.shape[1:] != signature.input_shape:
+        wanted = f"{signature.input_type} {['N', *signature.input_shape]}"
+        raise ValueError(f"samples are {samples.dtype.name} {list(samples.shape)}; {model} takes {wanted}")
+    answers = np.empty((len(samples), signature.classes), np.float32)
+    size = min(len(samples), endpoint.max_batch_size)
+    if size == 0:
+        return answers
+    with connect(url) as client, _sender(client, url, model, signature, size) as send:
+        for start in range(0, len(samples), size):
+            answers[start : start + size] = send(samples[start : start + size])
+    return answers
+
+
+@contextlib.contextmanager
+def _sender(client: Any, url: str, model: str, signature: Signature, capacity: int) -> Iterator[Any]:
+    """How to send up to `capacity` samples: through shared memory if the server can see it, else in the body."""
+    with contextlib.ExitStack() as opened:
+        try:
+            request = opened.enter_context(shared_request(client, model, signature, capacity))
+        except (InferenceServerException, OSError):
+            yield lambda samples: ask(url, model, samples)
+            return
+
+        def send(samples: Samples) -> Probabilities:
+            request.samples[: len(samples)] = samples
+            return request.send(len(samples))
+
+        yield send

@@ -1,0 +1,11 @@
+"""What can go wrong with a server; each message is one that a person can act on."""
+
+from __future__ import annotations
+
+
+class ServingError(RuntimeError):
+    """The server cannot be started or reached, or it refuses a request."""
+
+
+class LoadError(ServingError):
+    """A model does not load: it does not fit, or its file is broken."""

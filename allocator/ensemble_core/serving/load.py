@@ -1,0 +1,172 @@
+"""How many samples per second a served plan answers, measured under constant load."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from ensemble_core.allocation.plan import Plan
+from ensemble_core.frozen import Frozen
+from ensemble_core.serving import processes
+from ensemble_core.serving.client import connect, shared_request
+from ensemble_core.serving.errors import ServingError
+from ensemble_core.serving.server import TritonServer
+
+WARM_UP = 0.3  # seconds
+QUIET = 0.06  # cores that others may use while a window counts as undisturbed
+WINDOWS = 2  # undisturbed windows wanted
+PATIENCE = 2.5  # times the seconds asked for, until disturbed windows are taken
+STALLED = 300.0  # seconds without an answer
+
+
+class Window(Frozen):
+    """A stretch of the load, from one completed request to a later one."""
+
+    seconds: float = Field(gt=0)
+    requests: int = Field(ge=1)
+    throughput: float = Field(gt=0)  # samples/s
+    foreign_cores: float  # CPU cores that others used
+    client_cores: float  # CPU cores of this process; near 1, it is the load that is too slow and not the server
+
+
+class Measurement(Frozen):
+    """A plan's throughput: of the undisturbed windows, or of the least disturbed one if there is none."""
+
+    throughput: float = Field(gt=0)  # samples/s
+    spread: float = Field(ge=0)  # (largest - smallest) / median of the windows that count
+    foreign_cores: float  # the most in a window that counts
+    client_cores: float
+    p50: float  # seconds of one request
+    p90: float
+    p99: float
+    requests: int = Field(ge=1)
+    samples: int = Field(ge=1)
+    windows: tuple[Window, ...]  # all, disturbed ones too
+
+
+def measure(
+    server: TritonServer, plan: Plan, images: npt.NDArray[Any], seconds: float, in_flight: int = 3
+) -> Measurement:
+    """Keep `in_flight` requests of one segment each in the server and count what it answers.
+
+    `seconds` is shared by the windows; disturbed ones are repeated, up to 2.5 times `seconds` in all, and a window
+    lasts until `in_flight` requests were answered in it. Images are repeated or cut to a segment. Raises ServingError
+    if a request fails.
+    """
+    size = min(plan.segment_size, plan.max_batch_size)
+    batch = np.resize(images, (size, *plan.signature.input_shape))
+    with connect(server.url) as client, _Load(client, plan, batch, in_flight) as load:
+        load.wait(lambda: load.count() >= 2 * in_flight and load.age() >= WARM_UP)
+        windows: list[Window] = []
+        end = load.age() + PATIENCE * seconds
+        while not windows or (load.age() < end and sum(each.foreign_cores <= QUIET for each in windows) < WINDOWS):
+            windows.append(_window(server, load, seconds / WINDOWS, in_flight))
+    return summary(windows, load.latencies(), size)
+
+
+def summary(windows: list[Window], latencies: npt.NDArray[np.float64], size: int) -> Measurement:
+    """What windows and latencies (s) of requests of `size` samples say together (pure)."""
+    quiet = [window for window in windows if window.foreign_cores <= QUIET]
+    counted = quiet or [min(windows, key=lambda window: window.foreign_cores)]
+    rates = np.array([window.throughput for window in counted])
+    p50, p90, p99 = (float(value) for value in np.percentile(latencies, (50, 90, 99)))
+    requests = sum(window.requests for window in counted)
+    return Measurement(
+        throughput=float(np.median(rates)),
+        spread=float(np.ptp(rates) / np.median(rates)),
+        foreign_cores=max(window.foreign_cores for window in counted),
+        client_cores=max(window.client_cores for window in counted),
+        p50=p50,
+        p90=p90,
+        p99=p99,
+        requests=requests,
+        samples=requests * size,
+        windows=tuple(windows),
+    )
+
+
+class _Load:
+    """A closed loop: as many threads run it as requests are in flight; each asks again when it is answered."""
+
+    def __init__(self, client: Any, plan: Plan, batch: npt.NDArray[Any], in_flight: int) -> None:
+        self.size = len(batch)
+        self._client, self._plan, self._batch = client, plan, batch
+        self._done: list[tuple[float, float]] = []  # when answered, and after how long; append is atomic
+        self._stop = threading.Event()
+        self._since = time.perf_counter()
+        self._pool = ThreadPoolExecutor(in_flight)
+        self._running = [self._pool.submit(self._run) for _ in range(in_flight)]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._pool.shutdown()
+
+    def count(self) -> int:
+        return len(self._done)
+
+    def age(self) -> float:
+        """Seconds since the first request."""
+        return time.perf_counter() - self._since
+
+    def moment(self, index: int) -> float:
+        """When a request was answered, in seconds of the performance counter."""
+        return self._done[index][0]
+
+    def latencies(self) -> npt.NDArray[np.float64]:
+        return np.array([latency for _, latency in self._done])
+
+    def wait(self, until: Callable[[], bool]) -> None:
+        """Wait until something holds; the error of a thread that ended, or ServingError if nothing is answered."""
+        seen, moment = self.count(), time.monotonic()
+        while not until():
+            for each in self._running:
+                if each.done():
+                    each.result()
+            if self.count() > seen:
+                seen, moment = self.count(), time.monotonic()
+            if time.monotonic() - moment > STALLED:
+                raise ServingError(f"{self._plan.name}: no answer for {STALLED:g} s")
+            time.sleep(0.002)
+
+    def _run(self) -> None:
+        with shared_request(self._client, self._plan.name, self._plan.signature, self.size) as request:
+            request.samples[:] = self._batch
+            while not self._stop.is_set():
+                begin = time.perf_counter()
+                request.send(self.size)
+                end = time.perf_counter()
+                self._done.append((end, end - begin))
+
+
+def _window(server: TritonServer, load: _Load, seconds: float, in_flight: int) -> Window:
+    """Counts from the last answer before the window to the last one in it, so no request is counted in part."""
+    first = load.count() - 1
+    begin, before = time.perf_counter(), _clock(server)
+    load.wait(lambda: time.perf_counter() - begin >= seconds and load.count() - 1 - first >= in_flight)
+    last = load.count() - 1
+    wall, after = time.perf_counter() - begin, _clock(server)
+    busy, own, mine = ((late - early) / wall for early, late in zip(before, after, strict=True))
+    span = load.moment(last) - load.moment(first)
+    return Window(
+        seconds=span,
+        requests=last - first,
+        throughput=(last - first) * load.size / span,
+        foreign_cores=max(0.0, busy - own - mine),
+        client_cores=mine,
+    )
+
+
+def _clock(server: TritonServer) -> tuple[float, float, float]:
+    """CPU seconds so far: of the machine, of the server, of this process."""
+    own = sum(process.cpu_seconds for process in server.processes())
+    return processes.busy_seconds(), own, time.process_time()

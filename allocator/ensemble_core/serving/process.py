@@ -1,0 +1,136 @@
+"""The process `tritonserver`: started, waited for, ended, with nothing left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from threading import Event
+
+from ensemble_core.serving import installation, launch, processes, sharedmemory
+from ensemble_core.serving.control import Control
+from ensemble_core.serving.errors import ServingError
+from ensemble_core.serving.installation import Ports
+
+START_SECONDS, LOAD_SECONDS, STOP_SECONDS = 60.0, 300.0, 15.0
+STARTS = 3  # with ports of our choice
+LOG_LINES = 25
+
+
+class ServerProcess:
+    """A tritonserver on the models of a folder, which can be started again after it has ended.
+
+    It leads a process group with its Python models. The kernel kills it when the thread that started it ends.
+
+    Args:
+        folder: Holds `models/` and `backends/`; the log is written there.
+        address: What the endpoints listen on.
+        wanted: Their ports; 0 means a free one, which stays the same from then on.
+        stopping: When set, waiting ends with a ServingError.
+    """
+
+    def __init__(self, folder: Path, address: str, wanted: Ports, stopping: Event) -> None:
+        self.ports = wanted
+        self._folder, self._address, self._stopping = folder, address, stopping
+        self._prefix = sharedmemory.new_prefix()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def control(self) -> Control:
+        return Control(self._address, self.ports.http, LOAD_SECONDS)
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start and wait until it takes requests; ServingError with the end of its log if it does not."""
+        wanted = self.ports
+        for last in (attempt == STARTS for attempt in range(1, STARTS + 1)):
+            self.ports = _chosen(wanted)
+            try:
+                return self._start()
+            except ServingError:
+                self.end()
+                if last or 0 not in wanted.numbers():  # a free port may have been taken in the meantime
+                    self.ports = wanted
+                    raise
+
+    def signal_end(self) -> None:
+        """Ask it to end, if it runs."""
+        if self._process is not None:
+            self._process.terminate()
+
+    def end(self) -> None:
+        """End the process group and remove its shared memory; nothing happens if it has ended."""
+        if self._process is not None:
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(STOP_SECONDS)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+        sharedmemory.sweep(self._prefix)
+
+    def group(self) -> list[processes.Process]:
+        """Its processes, those of its Python models included."""
+        return [] if self._process is None else processes.group(self._process.pid)
+
+    def stubs(self, models: frozenset[str]) -> dict[str, int]:
+        """The process of each of the models that is a Python model."""
+        return {} if self._process is None else processes.stubs(self._process.pid, models)
+
+    def log_tail(self) -> str:
+        """The last lines that it has printed."""
+        log = self._folder / "server.log"
+        return "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:]) if log.exists() else ""
+
+    def _start(self) -> None:
+        arguments = installation.command(self._folder, self._address, self.ports, self._prefix)
+        with open(self._folder / "server.log", "ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-IS", launch.__file__, str(os.getpid()), *arguments],
+                env=installation.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C in the terminal is for this process, which then ends the server
+            )
+        deadline = time.monotonic() + START_SECONDS
+        while not (self.control.ready() and self.control.identity() == self._prefix):
+            if self._process.poll() is not None:
+                raise ServingError(f"the server does not start\n{self.log_tail()}")
+            if time.monotonic() > deadline:
+                raise ServingError(f"the server is not ready after {START_SECONDS:g} s\n{self.log_tail()}")
+            if self._stopping.wait(0.05):
+                raise ServingError("stopped before it was ready")
+
+
+def _chosen(wanted: Ports) -> Ports:
+    """The wanted ports, with free ones in place of zeros."""
+    with contextlib.ExitStack() as held:
+        numbers = []
+        for number in wanted.numbers():
+            if number == 0:
+                free = held.enter_context(socket.create_server(("127.0.0.1", 0)))
+                number = free.getsockname()[1]
+            numbers.append(number)
+        return Ports(*numbers)
+
+
+def in_use(address: str, port: int) -> bool:
+    """Whether somebody listens on a port."""
+    try:
+        socket.create_server((address, port)).close()  # with SO_REUSEADDR: connections that linger do not count
+    except OSError:
+        return True
+    return False

@@ -1,0 +1,66 @@
+"""What /proc tells of the server's processes and of the machine's load."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+TICKS = os.sysconf("SC_CLK_TCK")
+STUB = "triton_python_backend_stub"
+INSTANCE = re.compile(r"_\d+_\d+$")  # what Triton adds to a model's name
+
+
+class Process(NamedTuple):
+    pid: int
+    state: str  # R, S, D, Z, …
+    group: int
+    cpu_seconds: float  # user and system
+    started: int  # clock ticks since the machine's start
+
+
+def process(pid: int) -> Process | None:
+    """A process, or none if it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    cpu_seconds = (int(fields[11]) + int(fields[12])) / TICKS
+    return Process(pid, fields[0], int(fields[2]), cpu_seconds, int(fields[19]))
+
+
+def group(leader: int) -> list[Process]:
+    """The processes of a process group. O(processes of the machine)."""
+    everyone = (process(int(path.name)) for path in Path("/proc").iterdir() if path.name.isdigit())
+    return [each for each in everyone if each is not None and each.group == leader]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that is dead and waits to be reaped does not."""
+    found = process(pid)
+    return found is not None and found.state not in "ZX"
+
+
+def stubs(leader: int, models: frozenset[str]) -> dict[str, int]:
+    """Process ids of the Python models in the server's group; of one that is just replaced, the new process."""
+    found = {}
+    for member in sorted(group(leader), key=lambda each: each.started):
+        arguments = _arguments(member.pid)
+        if arguments and arguments[0].endswith(STUB):
+            found.update({model: member.pid for each in arguments if (model := INSTANCE.sub("", each)) in models})
+    return found
+
+
+def _arguments(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def busy_seconds() -> float:
+    """CPU seconds that the machine's cores have worked since it started."""
+    fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    idle = fields[3] + fields[4]
+    return (sum(fields) - idle) / TICKS

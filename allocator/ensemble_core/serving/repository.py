@@ -1,0 +1,106 @@
+"""A plan as a Triton model repository: one model per worker, and one front model that averages them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+from ensemble_core.allocation.plan import Plan, Worker
+from ensemble_core.serving.workers import workers_of
+
+VERSION = "1"
+DEADLINE_SECONDS = 60  # for a worker's answer to one chunk
+TYPES = {"uint8": pb.TYPE_UINT8, "float32": pb.TYPE_FP32}
+
+
+def render(plan: Plan) -> dict[str, str]:
+    """The texts of the repository by their path in it; deterministic, nothing is read or written.
+
+    Every configuration is written by protobuf's text format from Triton's own message, so it is one that Triton parses.
+    A model on CPU cores is for the backend `member` beside this package, one on a GPU for Triton's `onnxruntime`; that
+    second one has not run on a GPU yet. Raises ValueError if two models would have the same name.
+    """
+    configs = [_front(plan), *(_worker(plan, worker) for worker in plan.workers)]
+    texts = {f"{config.name}/config.pbtxt": text_format.MessageToString(config) for config in configs}
+    if len(texts) < len(configs):
+        raise ValueError(f"{plan.name}: two models of the repository have the same name")
+    return texts
+
+
+def weights(plan: Plan) -> dict[str, str]:
+    """Where the repository's ONNX files come from: path in the repository → absolute path of the file."""
+    return {
+        f"{plan.model_name(worker)}/{VERSION}/model.onnx": plan.members[worker.member].onnx for worker in plan.workers
+    }
+
+
+def write(plan: Plan, folder: Path) -> None:
+    """Write what differs from the folder's content; ONNX files are linked. A model that stays the same is not touched,
+    so that Triton does not load it again."""
+    for path, text in render(plan).items():
+        target = folder / path
+        (target.parent / VERSION).mkdir(parents=True, exist_ok=True)
+        if not target.is_file() or target.read_text() != text:
+            target.write_text(text)
+    for path, source in weights(plan).items():
+        _link(Path(source), folder / path)
+
+
+def forget(model: str, folder: Path) -> None:
+    """Remove a model from the folder."""
+    shutil.rmtree(folder / model, ignore_errors=True)
+
+
+def _link(source: Path, target: Path) -> None:
+    if target.is_file() and os.path.samefile(source, target):
+        return
+    target.unlink(missing_ok=True)
+    try:
+        target.hardlink_to(source)
+    except OSError:  # another file system, or one without hard links
+        target.symlink_to(source)
+
+
+def _front(plan: Plan) -> Any:
+    signature = plan.signature
+    config = pb.ModelConfig(name=plan.name, backend="averaging", max_batch_size=plan.max_batch_size)
+    config.input.add(name="INPUT", data_type=TYPES[signature.input_type], dims=signature.input_shape)
+    config.output.add(name="PROBABILITIES", data_type=pb.TYPE_FP32, dims=[signature.classes])
+    # One instance holds any number of requests at a time, and its workers' queues are shared by all of them.
+    config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
+    return _with_parameters(
+        config,
+        workers=workers_of(plan).model_dump_json(by_alias=True),
+        segment_size=str(plan.segment_size),
+        deadline_seconds=str(DEADLINE_SECONDS),
+    )
+
+
+def _worker(plan: Plan, worker: Worker) -> Any:
+    device = plan.device(worker.device)
+    config = pb.ModelConfig(name=plan.model_name(worker))
+    parameters = {"sha256": plan.members[worker.member].sha256}
+    if device.type == "gpu":
+        config.backend, config.max_batch_size = "onnxruntime", worker.batch_size
+        config.input.add(name="INPUT", data_type=TYPES[plan.signature.input_type], dims=plan.signature.input_shape)
+        config.output.add(name="PROBABILITIES", data_type=pb.TYPE_FP32, dims=[plan.signature.classes])
+        config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_GPU, count=1, gpus=[device.ordinal])
+        return _with_parameters(config, **parameters)
+    # A reference is not a batch of samples: 0 keeps Triton from reading its 3 numbers as one.
+    config.backend, config.max_batch_size = "member", 0
+    config.input.add(name="SEG", data_type=pb.TYPE_INT64, dims=[3])
+    config.output.add(name="PROBABILITIES", data_type=pb.TYPE_FP32, dims=[-1, plan.signature.classes])
+    config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
+    cores = ",".join(str(core) for core in device.cores)
+    return _with_parameters(config, **parameters, cores=cores, batch=str(worker.batch_size))
+
+
+def _with_parameters(config: Any, **parameters: str) -> Any:
+    for name in sorted(parameters):
+        config.parameters[name].string_value = parameters[name]
+    return config

@@ -1,0 +1,200 @@
+"""A Triton server on this machine that serves a plan and is kept running."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import threading
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from ensemble_core.allocation.plan import Plan
+from ensemble_core.serving import installation, processes, repository, sharedmemory
+from ensemble_core.serving.client import ask
+from ensemble_core.serving.errors import ServingError
+from ensemble_core.serving.installation import Ports
+from ensemble_core.serving.process import ServerProcess
+
+LOOK_SECONDS = 0.25
+RESTARTS, RESTART_WINDOW = 5, 60.0  # more deaths within so many seconds, and it is given up
+ANY = Ports()
+
+
+class TritonServer:
+    """A context in which `tritonserver` runs, with the models of the last plan applied.
+
+    A thread watches it: a server that dies is started again with the same ports and models, a Python model whose
+    process dies is loaded again. All its processes are gone when the context is left, and also when this process is
+    killed. ServingError if it does not start.
+
+    Args:
+        ports: Of the endpoints; 0 means a free one, `server.ports` tells which.
+        address: What the endpoints listen on. The repository API is among them: anything but loopback trusts the net.
+    """
+
+    def __init__(self, ports: Ports = ANY, address: str = "127.0.0.1") -> None:
+        self.address = address
+        self.restarts: list[float] = []  # monotonic times
+        self.revivals: list[str] = []  # models whose process died
+        self._temporary = tempfile.TemporaryDirectory(prefix=sharedmemory.new_prefix(), ignore_cleanup_errors=True)
+        self._models = Path(self._temporary.name) / "models"
+        self._started, self._stopping = threading.Event(), threading.Event()
+        self._process = ServerProcess(Path(self._temporary.name), address, ports, self._stopping)
+        # The kernel kills the server when the thread that started it ends: this thread ends last.
+        self._thread = threading.Thread(target=self._supervise, name="triton", daemon=True)
+        self._lock = threading.RLock()  # held by who changes models
+        self._plan: Plan | None = None
+        self._stubs: dict[str, int] = {}
+        self._failure: ServingError | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self._models.mkdir()
+            installation.prepare_backends(self._models.with_name("backends"))
+            for folder in (sharedmemory.FOLDER, Path(tempfile.gettempdir())):
+                sharedmemory.sweep_dead(folder)
+            self._thread.start()
+            self._started.wait()
+            self.check()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End the server and its processes and remove its files and shared memory."""
+        self._stopping.set()
+        self._process.signal_end()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._temporary.cleanup()
+
+    @property
+    def ports(self) -> Ports:
+        return self._process.ports
+
+    @property
+    def url(self) -> str:
+        """HOST:PORT of the gRPC endpoint."""
+        return f"{self.address}:{self.ports.grpc}"
+
+    @property
+    def pid(self) -> int | None:
+        """Of tritonserver; none while there is none."""
+        return self._process.pid
+
+    def check(self) -> None:
+        """Raise what made the supervisor give up, if it has."""
+        if self._failure is not None:
+            raise self._failure
+
+    def log_tail(self) -> str:
+        """The last lines that the server has printed."""
+        return self._process.log_tail()
+
+    def processes(self) -> list[processes.Process]:
+        """The server's processes with the CPU time they have used."""
+        return self._process.group()
+
+    def stub(self, model: str) -> int | None:
+        """Process id of a Python model."""
+        return self._stubs.get(model)
+
+    def apply(self, plan: Plan) -> None:
+        """Serve this plan: load what is new, switch the front model, unload what is not needed any more.
+
+        Requests are answered all the while if the front model keeps its name. Returns when the front model has answered
+        one sample. LoadError with the reason if a member does not load; then the plan before is still served.
+        """
+        with self._lock:
+            self.check()
+            before, self._plan = self._plan, plan
+            try:
+                self._load(plan)
+            except ServingError:
+                self._plan = before
+                with contextlib.suppress(ServingError):  # the first error is the one to tell
+                    self._restore(plan, before)
+                raise
+            self._unload(_models(before) - _models(plan))
+
+    def _load(self, plan: Plan) -> None:
+        """Load what differs from what is loaded; all of it is there when the front model answers."""
+        repository.write(plan, self._models)
+        control, workers = self._process.control, sorted(_models(plan) - {plan.name})
+        with ThreadPoolExecutor(len(workers)) as pool:
+            for loaded in [pool.submit(control.load, model) for model in workers]:
+                loaded.result()
+        control.load(plan.name)
+        ask(self.url, plan.name, np.zeros((1, *plan.signature.input_shape), plan.signature.input_type))
+        self._stubs = self._process.stubs(_models(plan))
+
+    def _restore(self, plan: Plan, before: Plan | None) -> None:
+        self._unload(_models(plan) - _models(before))
+        if before is not None:
+            self._load(before)
+
+    def _unload(self, models: Iterable[str]) -> None:
+        for model in models:
+            self._process.control.unload(model)
+            repository.forget(model, self._models)
+
+    def _supervise(self) -> None:
+        try:
+            self._process.start()
+            self._started.set()
+            while not self._stopping.wait(LOOK_SECONDS):
+                self._look()
+        except ServingError as failure:
+            self._failure = failure
+        except Exception as error:  # told by check(), for nobody sees what a thread raises
+            self._failure = ServingError(f"the supervisor failed: {error!r}")
+        finally:
+            self._process.end()
+            self._started.set()
+
+    def _look(self) -> None:
+        """Repair what has died since the last look."""
+        if not self._process.running():
+            self._restart()
+        elif not all(processes.alive(pid) for pid in self._stubs.values()):
+            with self._lock, contextlib.suppress(ServingError):  # what goes wrong now is seen by the next look
+                self._revive()
+
+    def _restart(self) -> None:
+        with self._lock:
+            now = time.monotonic()
+            self.restarts.append(now)
+            if len([moment for moment in self.restarts if now - moment < RESTART_WINDOW]) > RESTARTS:
+                raise ServingError(f"the server died {RESTARTS + 1} times in {RESTART_WINDOW:g} s\n{self.log_tail()}")
+            try:
+                self._process.end()
+                self._process.start()
+                if self._plan is not None:
+                    self._load(self._plan)
+            except ServingError:
+                self._process.end()  # the next look tries again
+
+    def _revive(self) -> None:
+        """Load models again whose processes died: Triton does not notice, and a load without unload may do nothing."""
+        dead = [model for model, pid in self._stubs.items() if not processes.alive(pid)]
+        for model in dead:
+            self.revivals.append(model)
+            self._process.control.unload(model)
+        if dead and self._plan is not None:
+            self._load(self._plan)
+
+
+def _models(plan: Plan | None) -> frozenset[str]:
+    """The Triton models of a plan."""
+    if plan is None:
+        return frozenset()
+    return frozenset({plan.name, *(plan.model_name(worker) for worker in plan.workers)})

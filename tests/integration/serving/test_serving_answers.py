@@ -1,0 +1,216 @@
+"""Right answers from the real server."""
+
+from __future__ import annotations
+
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from ensemble_core.commands import predict as predict_command
+from ensemble_core.serving.client import ask, connect, describe, predict, shared_request
+from ensemble_core.serving.errors import LoadError, ServingError
+from ensemble_core.serving.load import measure
+from ensemble_core.serving.server import TritonServer
+from ensemble_core.serving.sharedmemory import FOLDER, Region
+from tritonclient import grpc
+
+CLOSE = 1e-6
+
+
+def chunks(server: TritonServer, model: str) -> int:
+    """Calls that a model has answered."""
+    with connect(server.url) as client:
+        return client.get_inference_statistics(model).model_stats[0].execution_count
+
+
+def refer(server: TritonServer, model: str, reference: list[int], key: str) -> np.ndarray:
+    """Ask a member about rows in shared memory, as the front model does."""
+    with connect(server.url) as client:
+        given = grpc.InferInput("SEG", [3], "INT64")
+        given.set_data_from_numpy(np.array(reference, np.int64))
+        return client.infer(model, [given], parameters={"shm_key": key}).as_numpy("PROBABILITIES")
+
+
+def test_the_front_model_has_the_members_signature(server, plan):
+    endpoint = describe(server.url, plan.name)
+    assert (endpoint.signature, endpoint.max_batch_size) == (plan.signature, plan.max_batch_size)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 31, 127, 128, 129, 300, 1000, 2300])
+def test_answers_are_the_weighted_mean(server, plan, ensemble, samples):
+    given = ensemble.samples(samples, seed=samples)
+    answers = predict(server.url, plan.name, given)
+    np.testing.assert_allclose(answers, ensemble.expected(given), atol=CLOSE)
+    assert answers.dtype == np.float32
+
+
+def test_answers_do_not_depend_on_the_way_samples_travel(server, plan, ensemble):
+    given = ensemble.samples(300)
+    np.testing.assert_array_equal(ask(server.url, plan.name, given), predict(server.url, plan.name, given))
+
+
+def test_no_samples_have_no_answers(server, plan, ensemble):
+    assert predict(server.url, plan.name, ensemble.samples(0)).shape == (0, 10)
+
+
+def test_both_workers_of_a_member_share_its_work(server, plan, ensemble):
+    workers = ("m-0--cpu0--b32", "m-0--cpu1--b48")
+    before = [chunks(server, worker) for worker in workers]
+    given = ensemble.samples(1000)
+    for _ in range(5):
+        np.testing.assert_allclose(predict(server.url, plan.name, given), ensemble.expected(given), atol=CLOSE)
+    assert all(chunks(server, worker) > count for worker, count in zip(workers, before, strict=True))
+
+
+def test_concurrent_clients_get_their_own_answers(server, plan, ensemble):
+    def client(seed: int) -> int:
+        random = np.random.default_rng(seed)
+        wrong = 0
+        with connect(server.url) as connection, shared_request(connection, plan.name, plan.signature, 400) as request:
+            for _ in range(15):
+                given = ensemble.samples(int(random.integers(1, 401)), seed=int(random.integers(1 << 30)))
+                request.samples[: len(given)] = given
+                request.answer[:] = -1
+                wrong += not np.allclose(request.send(len(given)), ensemble.expected(given), atol=CLOSE)
+        return wrong
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(client, range(8))) == [0] * 8
+
+
+def test_a_members_error_tells_member_worker_rows_and_cause(server, plan, ensemble):
+    given = ensemble.samples(300)
+    given[150] = 255
+    with pytest.raises(
+        ServingError, match=r"member m-\d: worker m-\d--cpu\d--b\d+: rows \d+-\d+: .*out of data bounds"
+    ):
+        predict(server.url, plan.name, given)
+    sane = ensemble.samples(300)
+    np.testing.assert_allclose(predict(server.url, plan.name, sane), ensemble.expected(sane), atol=CLOSE)
+
+
+def test_samples_of_another_type_or_shape_are_refused(server, plan, ensemble):
+    with pytest.raises(ValueError, match="front takes uint8"):
+        predict(server.url, plan.name, ensemble.samples(3).astype(np.float32))
+    with pytest.raises(ServingError, match="shape"):
+        ask(server.url, plan.name, ensemble.samples(3)[:, :4])
+    with pytest.raises(ServingError, match="must be <= 1000"):
+        ask(server.url, plan.name, ensemble.samples(1001))
+
+
+def test_an_unknown_model_is_an_error(server, ensemble):
+    with pytest.raises(ServingError, match="nobody"):
+        predict(server.url, "nobody", ensemble.samples(1))
+
+
+@pytest.mark.parametrize(
+    ("reference", "key", "problem"),
+    [
+        ([0, 17, 64], "", "17 samples of 64 bytes; 1 to 16 of 64"),
+        ([0, 0, 64], "", "0 samples"),
+        ([0, 1, 65], "", "65 bytes"),
+        ([-64, 1, 64], "", "no region"),
+        ([64 * 12, 8, 64], "", "ValueError"),
+        ([0, 1, 64], "missing", "FileNotFoundError"),
+        ([0, 1, 64], "../../etc/passwd", "no region"),
+    ],
+)
+def test_a_member_refuses_a_reference_that_leads_elsewhere(server, ensemble, reference, key, problem):
+    with Region(16 * 64) as region, pytest.raises(ServingError, match=problem):
+        refer(server, "m-2--cpu0--b16", reference, key or region.name)
+
+
+def test_a_member_reads_a_region_whose_name_is_used_again(server, ensemble):
+    given = ensemble.samples(16)
+    answers = []
+    for size in (1024, 2048, 1024):
+        path = FOLDER / "ensemble-test-again"
+        path.write_bytes(given.tobytes().ljust(size, b"\0"))
+        answers.append(refer(server, "m-2--cpu0--b16", [0, 16, 64], path.name))
+        path.unlink()
+        given = given[::-1]
+    np.testing.assert_array_equal(answers[0], answers[1][::-1])
+    np.testing.assert_array_equal(answers[0], answers[2])
+
+
+def test_measuring_counts_what_is_answered(server, plan, ensemble):
+    found = measure(server, plan, ensemble.samples(10), seconds=0.4, in_flight=2)
+    assert found.throughput > 0
+    assert found.samples == found.requests * 128
+    assert found.requests >= 2
+    assert 0 < found.p50 <= found.p90 <= found.p99
+
+
+def test_measuring_a_plan_that_is_not_served_is_an_error(server, plan, ensemble):
+    with pytest.raises(ServingError, match="other"):
+        measure(server, plan.model_copy(update={"name": "other"}), ensemble.samples(10), seconds=0.2)
+
+
+def test_the_command_writes_the_answers(server, plan, ensemble, tmp_path):
+    given = ensemble.samples(130)
+    np.save(tmp_path / "x.npy", given)
+    arguments = type("Arguments", (), {})()
+    arguments.url, arguments.model = server.url, plan.name
+    arguments.input, arguments.output = tmp_path / "x.npy", tmp_path / "answers"
+    assert predict_command.run(arguments) == 0
+    np.testing.assert_allclose(np.load(tmp_path / "answers"), ensemble.expected(given), atol=CLOSE)
+
+
+def test_the_command_fails_without_a_server(tmp_path, ensemble, capsys):
+    np.save(tmp_path / "x.npy", ensemble.samples(1))
+    arguments = type("Arguments", (), {})()
+    arguments.url, arguments.model = "127.0.0.1:1", "front"
+    arguments.input, arguments.output = tmp_path / "x.npy", tmp_path / "y.npy"
+    assert predict_command.run(arguments) == 1
+    assert "127.0.0.1:1" in capsys.readouterr().err
+    assert not arguments.output.exists()
+
+
+def test_a_new_plan_is_switched_to_while_clients_are_answered(server, plan, ensemble):
+    given, stop, answered = ensemble.samples(100), threading.Event(), []
+
+    def client() -> None:
+        while not stop.is_set():
+            answered.append(abs(ask(server.url, plan.name, given) - ensemble.expected(given)).max())
+
+    other = ensemble.plan((0, 1, 8), (1, 0, 64), (1, 1, 128), (2, 1, 16))
+    with ThreadPoolExecutor(3) as pool:
+        running = [pool.submit(client) for _ in range(3)]
+        for applied in (other, plan, plan):
+            server.apply(applied)
+            count = len(answered)
+            while len(answered) < count + 20 and not any(each.done() for each in running):
+                stop.wait(0.01)
+        stop.set()
+        for each in running:
+            each.result()
+    assert max(answered) < CLOSE
+    with connect(server.url) as client_:
+        index = client_.get_model_repository_index(as_json=True)
+    ready = {model["name"] for model in index["models"] if model.get("state") == "READY"}
+    assert ready == {plan.name, *(plan.model_name(worker) for worker in plan.workers)}
+
+
+def test_a_plan_that_does_not_load_leaves_the_one_before(server, plan, ensemble, tmp_path):
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"not a model")
+    member = ensemble.member(1).model_copy(update={"onnx": str(broken), "sha256": "0" * 64})
+    with pytest.raises(LoadError, match="m-1--cpu1--b128"):
+        server.apply(plan.model_copy(update={"members": (plan.members[0], member, plan.members[2])}))
+    given = ensemble.samples(200)
+    np.testing.assert_allclose(predict(server.url, plan.name, given), ensemble.expected(given), atol=CLOSE)
+
+
+def test_numbers_are_served_as_well_as_bytes(server, plan, ensemble, tmp_path):
+    numbers = ensemble.of("float32", tmp_path)
+    server.apply(numbers.plan((0, 0, 32), (1, 1, 100), (2, 0, 16), name="numbers", segment_size=50))
+    given = numbers.samples(170)
+    np.testing.assert_allclose(predict(server.url, "numbers", given), ensemble.expected(given), atol=CLOSE)
+    server.apply(plan)
+
+
+def test_the_log_has_no_errors_of_tensors(server):
+    assert "PyCapsule" not in server.log_tail()
+    assert json.dumps(server.revivals + server.restarts) == "[]"

@@ -1,0 +1,139 @@
+"""What dies is repaired, what hangs is given up, and nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ensemble_core.serving import processes, repository
+from ensemble_core.serving.client import predict
+from ensemble_core.serving.errors import ServingError
+from ensemble_core.serving.installation import Ports
+from ensemble_core.serving.server import TritonServer
+from ensemble_core.serving.sharedmemory import FOLDER
+
+SECONDS = 90  # for anything to happen
+
+OWNER = """
+import sys, time
+from ensemble_core.allocation.plan import Plan
+from ensemble_core.serving.server import TritonServer
+with TritonServer() as server:
+    server.apply(Plan.model_validate_json(sys.argv[1]))
+    print(*(process.pid for process in server.processes()), flush=True)
+    time.sleep(600)
+"""
+
+
+def wait_until(holds: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not holds():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+def answered_again(server: TritonServer, plan, ensemble) -> None:
+    """Wait until the server answers, and see that it answers right."""
+    given = ensemble.samples(200)
+
+    def answers() -> bool:
+        try:
+            return np.allclose(predict(server.url, plan.name, given), ensemble.expected(given), atol=1e-6)
+        except ServingError:
+            return False
+
+    wait_until(answers, f"no right answers\n{server.log_tail()}")
+
+
+def shared_memory_of(pid: int) -> list[str]:
+    return [path.name for path in FOLDER.iterdir() if f"-{pid}-" in path.name]
+
+
+@pytest.mark.parametrize("model", ["m-1--cpu1--b128", "front"])
+def test_a_python_model_that_is_killed_is_loaded_again(server, plan, ensemble, model):
+    killed, revivals = server.stub(model), len(server.revivals)
+    os.kill(killed, signal.SIGKILL)
+    wait_until(lambda: server.revivals[revivals:] == [model] and server.stub(model) != killed, "not revived")
+    answered_again(server, plan, ensemble)
+    assert processes.alive(server.stub(model))
+
+
+def test_a_request_to_a_killed_member_fails_and_does_not_hang(server, plan, ensemble):
+    given = ensemble.samples(1000)
+    os.kill(server.stub("m-2--cpu0--b16"), signal.SIGKILL)
+    answers = told = None
+    try:
+        answers = predict(server.url, plan.name, given)
+    except ServingError as error:
+        told = str(error)
+    if told is None:  # it was loaded again before it was needed
+        np.testing.assert_allclose(answers, ensemble.expected(given), atol=1e-6)
+    else:
+        assert "member m-2: worker m-2--cpu0--b16" in told
+    answered_again(server, plan, ensemble)
+
+
+def test_a_server_that_is_killed_is_started_again(server, plan, ensemble):
+    killed, ports, restarts = server.pid, server.ports, len(server.restarts)
+    stubs = [process.pid for process in server.processes() if process.pid != killed]
+    os.kill(killed, signal.SIGKILL)
+    wait_until(lambda: len(server.restarts) == restarts + 1 and server.pid not in (killed, None), "not restarted")
+    answered_again(server, plan, ensemble)
+    assert server.ports == ports
+    wait_until(lambda: not any(processes.alive(pid) for pid in stubs), "stubs of the killed server live")
+
+
+def test_a_member_that_does_not_answer_in_time_fails_its_requests(server, plan, ensemble, monkeypatch):
+    monkeypatch.setattr(repository, "DEADLINE_SECONDS", 0.2)
+    server.apply(plan)
+    slow = ensemble.samples(1000)
+    slow[700] = 190
+    with pytest.raises(ServingError, match=r"member m-\d: no answer within 0.2 s"):
+        predict(server.url, plan.name, slow)
+    answered_again(server, plan, ensemble)
+
+
+def test_a_member_that_is_stopped_fails_its_requests(server, plan, ensemble):
+    stopped = server.stub("m-1--cpu1--b128")
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        with pytest.raises(ServingError, match="member m-1"):
+            predict(server.url, plan.name, ensemble.samples(1000))
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    answered_again(server, plan, ensemble)
+
+
+def test_nothing_is_left_when_the_server_is_stopped(plan):
+    with TritonServer() as server:
+        server.apply(plan)
+        pids = [process.pid for process in server.processes()]
+        prefix = next(name for name in shared_memory_of(os.getpid())).rsplit("-", 5)[0]
+        assert len(pids) == 1 + len(plan.workers) + 1
+    assert not any(processes.alive(pid) for pid in pids)
+    assert [name for name in shared_memory_of(os.getpid()) if name.startswith(prefix)] == []
+
+
+def test_nothing_is_left_when_the_owner_is_killed(plan):
+    command = [sys.executable, "-c", OWNER, plan.model_dump_json(by_alias=True)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
+        pids = [int(pid) for pid in owner.stdout.readline().split()]
+        assert len(pids) == 1 + len(plan.workers) + 1
+        owner.kill()
+    wait_until(lambda: not any(processes.alive(pid) for pid in pids), "processes outlive their owner")
+    with TritonServer():  # the next server sweeps what the kill left
+        assert shared_memory_of(owner.pid) == []
+        assert list(Path(tempfile.gettempdir()).glob(f"ensemble-*-{owner.pid}-*")) == []
+
+
+def test_a_port_in_use_is_told(server):
+    with pytest.raises(ServingError, match="does not start"), TritonServer(Ports(http=server.ports.http)):
+        pass

@@ -1,0 +1,249 @@
+"""`ensemble allocate` on the real server, with two tiny networks on two cores."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from ensemble_core.allocation import harness
+from ensemble_core.allocation.matrix import Matrix
+from ensemble_core.allocation.plan import Member
+from ensemble_core.allocation.prepare import find_ensemble, load_allocation, load_plan, overridden, subject_of
+from ensemble_core.api.documents import load_documents
+from ensemble_core.api.ensembledeployment import BEST_SINGLE
+from ensemble_core.commands import allocate, profile, select
+from ensemble_core.errors import UserError
+from ensemble_core.library.library import Library
+from ensemble_core.library.records import SPLITS, ModelRecord, Origin, Signature, Split
+from ensemble_core.library.splits import LabelledIds, make_header
+from ensemble_core.library.store import open_store
+from ensemble_core.metrics import metrics
+from ensemble_core.serving.client import ask
+from ensemble_core.serving.server import TritonServer
+from onnx import TensorProto, helper
+
+pytestmark = pytest.mark.timeout(600)
+
+SAMPLES, CLASSES = 40, 3
+SIGNATURE = Signature(input_type="uint8", input_shape=(4, 4, 1), classes=CLASSES)
+DOCUMENTS = """
+apiVersion: ensemble-operator.io/v1alpha1
+kind: EnsembleSelection
+metadata: {name: tiny}
+spec:
+  sources: [{storage: {path: library}}]
+  cost: {coresPerDevice: 1, batchSize: 16}
+  weights: [0]
+  budgets: [{name: all, inferenceTimeSeconds: 100}, {name: none, inferenceTimeSeconds: 0.000001}]
+---
+apiVersion: ensemble-operator.io/v1alpha1
+kind: EnsembleDeployment
+metadata: {name: tiny}
+spec:
+  selectionRef: {name: tiny, budgetName: all}
+  devices: [{name: cores, type: cpu, count: 2}]
+  optimization: {maxBenchmarks: 3, maxNeighs: 2, maxIter: 1, secondsPerBenchmark: 0.2, batchSizes: [8, 32]}
+  serving: {segmentSize: 32}
+"""
+
+
+def network(seed: int, path: Path) -> None:
+    """Writes a linear classifier of the raw samples, with the softmax and the cast inside."""
+    size = int(np.prod(SIGNATURE.input_shape))
+    weights = np.random.default_rng(seed).normal(0, 0.02, (size, CLASSES)).astype(np.float32)
+    nodes = [
+        helper.make_node("Cast", ["INPUT"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["floats"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["PROBABILITIES"], axis=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "linear",
+        [helper.make_tensor_value_info("INPUT", TensorProto.UINT8, ["N", *SIGNATURE.input_shape])],
+        [helper.make_tensor_value_info("PROBABILITIES", TensorProto.FLOAT, ["N", CLASSES])],
+        [onnx.numpy_helper.from_array(weights, "weights")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+
+
+def images(split: Split) -> Any:
+    shape = (SAMPLES, *SIGNATURE.input_shape)
+    return np.random.default_rng(SPLITS.index(split)).integers(0, 256, shape, np.uint8)
+
+
+def publish(library: Library, seed: int, folder: Path) -> None:
+    folder.mkdir()
+    network(seed, folder / "model.onnx")
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    files = {"model.onnx": folder / "model.onnx"}
+    for split in SPLITS:
+        files[f"predictions-{split}.npy"] = folder / f"predictions-{split}.npy"
+        np.save(files[f"predictions-{split}.npy"], session.run(None, {"INPUT": images(split)})[0])
+    probabilities = np.load(files["predictions-validation.npy"])
+    record = ModelRecord(
+        id=f"tiny-{seed:04d}", family="linear", hyperparameters={}, parameters=48, servable=True, files={},
+        validation=metrics(probabilities, library.labels("validation")), origin=Origin(),
+    )  # fmt: skip
+    library.publish(record, files)
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of documents beside its library of two profiled, selected models that err on different samples."""
+    folder = tmp_path_factory.mktemp("allocate")
+    file = folder / "tiny.yaml"
+    file.write_text(DOCUMENTS)
+    documents = load_documents(file)
+    storage = documents.result_storage(documents.selection())
+    splits = {
+        split: LabelledIds(np.array([f"{split}-{i}" for i in range(SAMPLES)]), np.arange(SAMPLES) % CLASSES)
+        for split in SPLITS
+    }
+    library = Library.create(open_store(storage), make_header(SIGNATURE, ["a", "b", "c"], splits), splits)
+    for seed in (1, 2):
+        publish(library, seed, folder / f"model-{seed}")
+    assert verb(profile, "--spec", str(file)) == 0
+    assert verb(select, "--spec", str(file)) == 0
+    return file
+
+
+def verb(module: ModuleType, *arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    return int(module.run(parser.parse_args(arguments)))
+
+
+class Refused:
+    """In the server's place: a run that needs it fails."""
+
+    def __init__(self) -> None:
+        raise AssertionError("a server was started")
+
+
+def test_allocate_measures_once_and_what_it_finds_can_be_served(
+    spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = tmp_path / "report.json"
+    assert verb(allocate, "--spec", str(spec), "--report", f"file:{report}") == 0
+    documents = load_documents(spec)
+    found = load_allocation(documents, documents.deployment())
+    assert (len(found.members), len(found.benchmarks)) == (2, 3)
+    assert all(b.throughput.samples_per_second > 0 for b in found.benchmarks)
+    assert found.throughput.samples_per_second >= found.start.throughput.samples_per_second > 0
+    content = json.loads(report.read_text())
+    assert (content["state"], content["result"]["digest"]) == ("Succeeded", found.digest)
+    assert content["result"]["summary"]["matrix"] == [list(row) for row in found.matrix]
+    assert "3 matrices benchmarked" in capsys.readouterr().out
+
+    monkeypatch.setattr(harness, "TritonServer", Refused)
+    assert verb(allocate, "--spec", str(spec)) == 0
+    assert "nothing has changed" in capsys.readouterr().out
+    with pytest.raises(AssertionError, match="a server was started"):
+        verb(allocate, "--spec", str(spec), "--budget", BEST_SINGLE)
+
+    plan = load_plan(documents, documents.deployment())
+    library = Library.open(open_store(documents.result_storage(documents.selection())))
+    expected = sum(
+        member.weight * library.predictions(library.model(member.model_id), "heldout") for member in plan.members
+    )
+    with TritonServer() as server:
+        server.apply(plan)
+        assert np.abs(ask(server.url, plan.name, images("heldout")) - expected).max() < 1e-5
+
+
+def test_the_best_single_model_is_allocated_alone(spec: Path) -> None:
+    assert verb(allocate, "--spec", str(spec), "--budget", BEST_SINGLE, "--max-benchmarks", "1") == 0
+    documents = load_documents(spec)
+    found = load_allocation(documents, overridden(documents.deployment(), BEST_SINGLE, 1))
+    assert [member.weight for member in found.members] == [1]
+    assert len(found.benchmarks) == 1
+
+
+def test_a_server_that_dies_between_benchmarks_is_survived(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    servers: list[TritonServer] = []
+
+    def start() -> TritonServer:
+        servers.append(TritonServer())
+        return servers[-1]
+
+    monkeypatch.setattr(harness, "TritonServer", start)
+    documents = load_documents(spec)
+    ensemble = find_ensemble(documents, overridden(documents.deployment(), BEST_SINGLE, 1))
+    with harness.Triton() as triton:
+        bench = harness.Bench(subject_of(ensemble), ensemble.signature, triton)
+        assert bench(Matrix(((8,), (0,)))).samples_per_second > 0
+        for process in servers[0].processes():
+            os.kill(process.pid, signal.SIGKILL)
+        assert bench(Matrix(((8,), (8,)))).samples_per_second > 0
+        assert len(servers) == 1  # it was started again, not given up
+        broken = replace(subject_of(ensemble), members=(broken_member(ensemble.members[0], spec.parent),))
+        failed = harness.Bench(broken, ensemble.signature, triton)(Matrix(((8,), (0,))))
+        assert failed.samples_per_second == 0
+        assert failed.reason
+        assert bench(Matrix(((32,), (0,)))).samples_per_second > 0
+
+
+def broken_member(member: Member, folder: Path) -> Member:
+    (folder / "broken.onnx").write_bytes(b"no network")
+    return member.model_copy(update={"model_id": "broken", "onnx": str(folder / "broken.onnx")})
+
+
+def without(text: str, old: str, new: str) -> str:
+    assert old in text
+    return text.replace(old, new)
+
+
+Change = Callable[[str], str]
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "where", "words"),
+    [
+        (lambda t: without(t, "count: 2", "count: 60"), (), "spec.devices[0].count", ("60", "cores")),
+        (
+            lambda t: without(t, "count: 2", "count: 1, memoryMiB: 64"),
+            (),
+            "spec.devices[0]",
+            ("needs", "of 64 MiB left", "MiB too few"),
+        ),
+        (lambda t: t, ("--budget", "none"), "spec.selectionRef.budgetName", ("none has no ensemble", "cheapest")),
+        (lambda t: t, ("--budget", "some"), "spec.selectionRef.budgetName", ("some is none of the budgets all, none",)),
+        (lambda t: t, ("--max-benchmarks", "0"), "--max-benchmarks", ("0", "greater than or equal to 1")),
+        (
+            lambda t: without(t, "weights: [0]", "weights: [0.5]"),
+            (),
+            "spec.selectionRef.name",
+            ("run `ensemble select",),
+        ),
+    ],
+    ids=["cores", "memory", "no ensemble", "no budget", "no benchmarks", "not selected"],
+)
+def test_bad_input_is_named_and_nothing_is_written(
+    spec: Path, change: Change, arguments: tuple[str, ...], where: str, words: tuple[str, ...]
+) -> None:
+    changed = spec.with_name("changed.yaml")
+    changed.write_text(change(DOCUMENTS))
+    before = sorted(str(path) for path in spec.parent.rglob("*.json"))
+    with pytest.raises(UserError) as refused:
+        verb(allocate, "--spec", str(changed), *arguments)
+    assert refused.value.where.endswith(where)
+    assert all(word in refused.value.problem for word in words), refused.value.problem
+    assert sorted(str(path) for path in spec.parent.rglob("*.json")) == before
+
+
+def test_a_plan_that_was_not_allocated_is_not_served(spec: Path) -> None:
+    documents = load_documents(spec)
+    with pytest.raises(UserError, match=r"run `ensemble allocate .* --budget all` first"):
+        load_plan(documents, overridden(documents.deployment(), None, 17))

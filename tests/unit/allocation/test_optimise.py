@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from ensemble_core.allocation.matrix import Matrix
+from ensemble_core.allocation.memory import Curve, Memory
+from ensemble_core.allocation.optimise import (
+    Benchmarks,
+    benchmarks_at_most,
+    find_allocation,
+    starting_matrix,
+    stored_allocation,
+)
+from ensemble_core.allocation.result import AllocationResult, Benchmark, Subject, Throughput
+from ensemble_core.errors import UserError
+
+WHERE = "digits.yaml: spec.devices"
+
+
+class KilledError(Exception):
+    pass
+
+
+class Machine:
+    """Measures by a formula; dies after some measurements."""
+
+    def __init__(self, dies_after: int = 10**9) -> None:
+        self.measured: list[Matrix] = []
+        self.dies_after = dies_after
+
+    def __call__(self, matrix: Matrix) -> Throughput:
+        if len(self.measured) == self.dies_after:
+            raise KilledError
+        self.measured.append(matrix)
+        speed = sum((10 + d + 2 * m) * size for d, m, size in matrix.entries())
+        return Throughput(samples_per_second=float(speed), spread=0.01)
+
+
+def memory_of(subject: Subject, need: float = 100.0) -> Memory:
+    curves = tuple({"cpu-test-1c": Curve(((8, need), (32, need)))} for _ in subject.members)
+    return Memory(
+        tuple(row.memory_mib for row in subject.devices), tuple(row.device_type for row in subject.devices), curves
+    )
+
+
+def allocate(results: Any, subject: Subject, machine: Machine) -> AllocationResult:
+    stored = stored_allocation(results, subject)
+    if stored is not None:
+        return stored
+    bench = Benchmarks(results, subject, machine, lambda benchmark: None)
+    return find_allocation(WHERE, results, subject, memory_of(subject), bench)
+
+
+def test_the_result_tells_everything(results: Any, make_subject: Callable[..., Subject]) -> None:
+    subject = make_subject(maxBenchmarks=9)
+    machine = Machine()
+    seen: list[Benchmark] = []
+    bench = Benchmarks(results, subject, machine, seen.append)
+    found = find_allocation(WHERE, results, subject, memory_of(subject), bench)
+    assert found.start.matrix == ((8, 0), (0, 8))
+    assert [b.order for b in found.benchmarks] == list(range(9))
+    assert [b.matrix for b in found.benchmarks] == [matrix.batch_sizes for matrix in machine.measured]
+    assert tuple(seen) == found.benchmarks
+    assert found.throughput == max((b.throughput for b in found.benchmarks), key=lambda t: t.samples_per_second)
+    assert found.throughput.samples_per_second > found.start.throughput.samples_per_second
+    assert (found.throughput.how, found.algorithm, found.name) == ("measured", "bounded-greedy", "digits")
+    assert stored_allocation(results, subject) == found
+    assert AllocationResult.model_validate(found.document()) == found
+
+
+def test_worst_fit_measures_its_matrix_once(results: Any, make_subject: Callable[..., Subject]) -> None:
+    subject = make_subject(algorithm="worst-fit")
+    machine = Machine()
+    found = allocate(results, subject, machine)
+    assert machine.measured == [Matrix(found.start.matrix)] == [Matrix(found.matrix)]
+    assert benchmarks_at_most(subject) == 1
+
+
+def test_a_second_run_measures_nothing(results: Any, make_subject: Callable[..., Subject]) -> None:
+    subject = make_subject(maxBenchmarks=12)
+    found = allocate(results, subject, Machine())
+    again = Machine()
+    assert allocate(results, subject, again) == found
+    assert again.measured == []
+
+
+@pytest.mark.parametrize("killed_after", [0, 1, 5, 11])
+def test_a_killed_run_continues_and_measures_only_what_is_missing(
+    results: Any, make_subject: Callable[..., Subject], killed_after: int
+) -> None:
+    subject = make_subject(maxBenchmarks=12)
+    undisturbed = allocate(type(results)(), subject, Machine())
+    first, second = Machine(dies_after=killed_after), Machine()
+    with pytest.raises(KilledError):
+        allocate(results, subject, first)
+    assert results.count("benchmarks") == killed_after
+    assert results.count("allocations") == 0
+    assert allocate(results, subject, second) == undisturbed
+    assert not set(first.measured) & set(second.measured)
+    assert len(first.measured) + len(second.measured) == 12
+
+
+def test_more_benchmarks_reuse_those_that_are_there(results: Any, make_subject: Callable[..., Subject]) -> None:
+    allocate(results, make_subject(maxBenchmarks=4), Machine())
+    more = Machine()
+    found = allocate(results, make_subject(maxBenchmarks=6), more)
+    assert len(found.benchmarks) == 6
+    assert len(more.measured) == 2
+
+
+def test_what_a_measurement_depends_on_changes_its_digest(make_subject: Callable[..., Subject]) -> None:
+    matrix = Matrix(((8, 0), (0, 8)))
+    subject = make_subject()
+    row = subject.devices[0]
+    other_cores = (row.model_copy(update={"cores": (7,), "memory_mib": 5.0}), subject.devices[1])
+    other_type = (row.model_copy(update={"device_type": "cpu-other-1c"}), subject.devices[1])
+    model = (subject.members[0].model_copy(update={"sha256": "f" * 64}), subject.members[1])
+    assert replace(subject, devices=other_cores).benchmark_digest(matrix) == subject.benchmark_digest(matrix)
+    assert replace(subject, devices=other_cores).digest() == subject.digest()
+    for changed in (
+        replace(subject, devices=other_type),
+        replace(subject, members=model),
+        replace(subject, load={"seconds": 2.0}),
+        replace(subject, server=subject.server.model_copy(update={"version": "2.60.0"})),
+    ):
+        assert changed.benchmark_digest(matrix) != subject.benchmark_digest(matrix)
+        assert changed.digest() != subject.digest()
+    assert make_subject(maxIter=3).digest() != subject.digest()
+    assert make_subject(maxIter=3).benchmark_digest(matrix) == subject.benchmark_digest(matrix)
+
+
+def test_devices_that_cannot_hold_the_members(make_subject: Callable[..., Subject]) -> None:
+    subject = make_subject(members=3, memory_mib=150.0)
+    with pytest.raises(UserError) as refused:
+        starting_matrix(WHERE, subject, memory_of(subject, need=100.0))
+    assert refused.value.where == f"{WHERE}[0]"
+    problem = refused.value.problem
+    assert "m-0002 needs 100 MiB at batch size 8" in problem
+    assert "cpu0 has 50 of 150 MiB left, 50 MiB too few" in problem
+
+
+def test_nothing_is_written_when_no_matrix_can_be_served(results: Any, make_subject: Callable[..., Subject]) -> None:
+    subject = make_subject(members=1, devices=1, maxBenchmarks=3)
+
+    def refuse(matrix: Matrix) -> Throughput:
+        return Throughput(samples_per_second=0, reason="the server died twice")
+
+    bench = Benchmarks(results, subject, refuse, lambda benchmark: None)
+    with pytest.raises(UserError, match="none of 2 matrices; the first: the server died twice"):
+        find_allocation(WHERE, results, subject, memory_of(subject), bench)
+    assert results.count("allocations") == 0

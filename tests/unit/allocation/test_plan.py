@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from ensemble_core.allocation.matrix import Matrix
+from ensemble_core.allocation.plan import Plan, Worker, plan_of
+from ensemble_core.allocation.result import Subject
+from ensemble_core.library.records import Signature
+from pydantic import ValidationError
+
+SIGNATURE = Signature(input_type="uint8", input_shape=(8, 8, 1), classes=10)
+
+
+def make_plan(subject: Subject) -> Plan:
+    return plan_of(Matrix(((8, 32), (8, 0))), subject.members, subject.devices, SIGNATURE, subject.deployment)
+
+
+def test_a_worker_for_each_element_that_is_not_zero(make_subject: Callable[..., Subject]) -> None:
+    plan = make_plan(make_subject())
+    assert plan.workers == (
+        Worker(member=0, device="cpu0", batch_size=8),
+        Worker(member=1, device="cpu0", batch_size=32),
+        Worker(member=0, device="cpu1", batch_size=8),
+    )
+    assert [plan.model_name(worker) for worker in plan.workers] == [
+        "m-0000--cpu0--b8",
+        "m-0001--cpu0--b32",
+        "m-0000--cpu1--b8",
+    ]
+    assert (plan.name, plan.segment_size, plan.max_batch_size) == ("digits", 128, 4096)
+    assert plan.device("cpu1").cores == (1,)
+
+
+def test_a_plan_survives_json(make_subject: Callable[..., Subject]) -> None:
+    plan = make_plan(make_subject())
+    assert Plan.model_validate_json(plan.model_dump_json(by_alias=True)) == plan
+
+
+def test_a_plan_that_refers_to_nothing_is_refused(make_subject: Callable[..., Subject]) -> None:
+    content = make_plan(make_subject()).model_dump()
+    with pytest.raises(ValidationError, match="every member needs a worker"):
+        Plan.model_validate({**content, "workers": content["workers"][:1]})
+    with pytest.raises(ValidationError, match="not in the plan"):
+        Plan.model_validate({**content, "workers": [{"member": 0, "device": "cpu9", "batch_size": 8}]})
+    with pytest.raises(ValidationError, match="same id"):
+        Plan.model_validate({**content, "members": content["members"][:1] * 2})

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ensemble_core.allocation.machine import Machine
+from ensemble_core.allocation.rows import device_rows, group_of
+from ensemble_core.api.ensembledeployment import Device
+from ensemble_core.devices import Gpu
+from ensemble_core.errors import UserError
+
+WHERE = "digits.yaml: spec.devices"
+MACHINE = Machine(
+    gpus=(Gpu(0, 16_000.0, "gpu-a"), Gpu(1, 80_000.0, "gpu-b")),
+    cores=(0, 1, 2, 5, 7),
+    memory_mib=6000.0,
+    cpu_types={1: "cpu-1c", 2: "cpu-2c"},
+)
+
+
+def devices(*specs: dict[str, Any]) -> tuple[Device, ...]:
+    return tuple(Device.model_validate({"name": f"group{i}", **spec}) for i, spec in enumerate(specs))
+
+
+def test_gpus_come_first_and_core_groups_are_disjoint() -> None:
+    spec = devices(
+        {"type": "cpu", "count": 1, "coresPerDevice": 2},
+        {"type": "gpu", "count": 2},
+        {"type": "cpu", "count": 2, "memoryMiB": 500},
+    )
+    rows = device_rows(WHERE, spec, MACHINE)
+    assert [row.name for row in rows] == ["gpu0", "gpu1", "cpu0", "cpu1", "cpu2"]
+    assert [row.cores for row in rows] == [(), (), (0, 1), (2,), (5,)]
+    assert [row.memory_mib for row in rows] == [16_000.0, 80_000.0, 2000.0, 500.0, 500.0]
+    assert [row.device_type for row in rows] == ["gpu-a", "gpu-b", "cpu-2c", "cpu-1c", "cpu-1c"]
+    assert [group_of(spec, row) for row in rows] == [1, 1, 0, 2, 2]
+
+
+def test_memory_of_the_spec_wins_over_that_of_the_gpu() -> None:
+    assert device_rows(WHERE, devices({"type": "gpu", "memoryMiB": 100}), MACHINE)[0].memory_mib == 100
+
+
+@pytest.mark.parametrize(
+    ("spec", "where", "words"),
+    [
+        (devices({"type": "gpu", "count": 3}), "spec.devices[0].count", ("3 (group0)", "3 GPUs", "2 GPUs")),
+        (devices({"type": "gpu", "count": 2}, {"type": "gpu"}), "spec.devices[1].count", ("3 GPUs", "2 GPUs")),
+        (devices({"type": "cpu", "count": 6}), "spec.devices[0].count", ("6 cores", "5 cores")),
+        (
+            devices({"type": "cpu", "count": 2}, {"type": "cpu", "count": 2, "coresPerDevice": 2}),
+            "spec.devices[1].count",
+            ("2 (group1 of 2 cores)", "6 cores", "5 cores"),
+        ),
+    ],
+)
+def test_more_than_there_is(spec: tuple[Device, ...], where: str, words: tuple[str, ...]) -> None:
+    with pytest.raises(UserError) as refused:
+        device_rows(WHERE, spec, MACHINE)
+    assert refused.value.where == f"digits.yaml: {where}"
+    assert all(word in refused.value.problem for word in words)

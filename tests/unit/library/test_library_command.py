@@ -1,0 +1,293 @@
+"""`ensemble library` as a user types it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from ensemble_core.commands import library as command
+from ensemble_core.errors import UserError
+from ensemble_core.library import Library, LocalStore
+from ensemble_core.library.records import BatchProfile, ModelRecord, Profile
+from ensemble_core.metrics import metrics
+from onnx import TensorProto, helper
+
+Publish = Callable[..., ModelRecord]
+
+
+def ensemble(*words: object) -> int:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return command.run(parser.parse_args([str(word) for word in words]))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Callable[..., Path]:
+    """Writes an ONNX classifier of 4×4 images into three classes."""
+
+    def make(
+        name: str = "INPUT",
+        sample: tuple[object, ...] = ("N", 4, 4, 1),
+        kind: int = TensorProto.UINT8,
+        softmax: bool = True,
+    ) -> Path:
+        weights = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
+        nodes = [
+            helper.make_node("Cast", [name], ["f"], to=TensorProto.FLOAT),
+            helper.make_node("Flatten", ["f"], ["flat"], axis=1),
+            helper.make_node("Gemm", ["flat", "w", "b"], ["z"]),
+            helper.make_node("Softmax" if softmax else "Identity", ["z"], ["PROBABILITIES"]),
+        ]
+        graph = helper.make_graph(
+            nodes,
+            "classifier",
+            [helper.make_tensor_value_info(name, kind, sample)],
+            [helper.make_tensor_value_info("PROBABILITIES", TensorProto.FLOAT, ("N", 3))],
+            [
+                helper.make_tensor("w", TensorProto.FLOAT, (16, 3), weights.ravel()),
+                helper.make_tensor("b", TensorProto.FLOAT, (3,), [0.5, 0.5, 0.5]),
+            ],
+        )
+        path = tmp_path / "classifier.onnx"
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> list[str]:
+    """Options that import predictions and create the library."""
+    rng, options = np.random.default_rng(0), []
+    for split, samples in (("validation", 12), ("heldout", 8)):
+        np.save(tmp_path / f"p-{split}.npy", rng.dirichlet([1, 1, 1], samples).astype(np.float32))
+        np.save(tmp_path / f"l-{split}.npy", (np.arange(samples) % 3).astype(np.uint8))
+        options += [f"--predictions-{split}", str(tmp_path / f"p-{split}.npy")]
+        options += [f"--labels-{split}", str(tmp_path / f"l-{split}.npy")]
+    return [*options, "--create", "--input-type", "uint8", "--input-shape", "4,4,1"]
+
+
+def test_models_are_listed_best_first(library: Library, publish: Publish, capsys: pytest.CaptureFixture[str]) -> None:
+    stored = sorted((publish(seed) for seed in range(3)), key=lambda m: m.validation.cross_entropy)
+    assert ensemble("ls", library.store.url) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["MODEL", "FAMILY", "CROSS-ENTROPY", "ERROR", "PARAMETERS", "EPOCHS", "SERVABLE"]
+    assert [line.split()[0] for line in lines[1:]] == [model.id for model in stored]
+    assert lines[1].split()[1:] == [
+        "resnet",
+        f"{stored[0].validation.cross_entropy:.4f}",
+        f"{stored[0].validation.error:.2%}",
+        "1,000",
+        "3",
+        "yes",
+    ]
+    assert ensemble("ls", library.store.url, "--json") == 0
+    assert [m["id"] for m in json.loads(capsys.readouterr().out)] == [model.id for model in stored]
+
+
+def test_a_model_is_shown_with_its_profiles(
+    library: Library, publish: Publish, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored, profile = publish(0), _profile("digits-0000")
+    library.write_profile(profile)
+    library.write_profile(_profile("digits-0001"))
+    assert ensemble("show", library.store.url, "digits-0000") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown == {"record": stored.document(), "profiles": [profile.document()]}
+
+
+def _profile(model: str) -> Profile:
+    batch = BatchProfile(batch_size=32, passes=(0.1, 0.2, 0.3), seconds=0.2, memory_mib=50)
+    return Profile(
+        model=model,
+        model_sha256="0" * 64,
+        device_type="cpu-epyc-2c",
+        engine="onnxruntime",
+        engine_version="1.23",
+        cores=2,
+        load_seconds=0.1,
+        batches=(batch,),
+    )
+
+
+def test_verify_tells_every_problem(library: Library, publish: Publish, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = publish(0), publish(1)
+    assert ensemble("verify", library.store.url) == 0
+    assert "2 models" in capsys.readouterr().out
+    damaged = [first.files["model.onnx"].path, second.files["predictions-heldout.npy"].path]
+    for path in damaged:
+        library.store.write(path, b"damaged")
+    library.store.write("models/digits-0002/record.json", b"{}")
+    assert ensemble("verify", library.store.url) == 1
+    problems = capsys.readouterr().err.splitlines()
+    assert [p.split(": ")[0] for p in problems] == [
+        f"{library.store.url}/{path}" for path in (*damaged, "models/digits-0002/record.json")
+    ]
+
+
+def test_a_shelf_model_needs_no_search(
+    shelf: list[str], model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "library"
+    assert ensemble("add", target, *shelf, "--onnx", model(), "--family", "logistic") == 0
+    library = Library.open(LocalStore(target))
+    (stored,) = library.models()
+    assert stored.id == stored.files["model.onnx"].sha256[:16]
+    assert (stored.servable, stored.parameters, stored.family) == (True, 51, "logistic")
+    assert stored.validation == metrics(np.load(tmp_path / "p-validation.npy"), library.labels("validation"))
+    assert library.header.class_names == ("0", "1", "2")
+    assert library.ids("heldout").tolist() == [str(i) for i in range(8)]
+    assert capsys.readouterr().out.startswith(stored.id)
+    before = library.store.entries("")
+    assert ensemble("add", target, *shelf, "--onnx", model(), "--family", "logistic") == 0
+    assert library.store.entries("") == before
+
+
+def test_predictions_alone_are_not_servable(shelf: list[str], tmp_path: Path) -> None:
+    assert ensemble("add", tmp_path / "library", *shelf, "--class-names", "x,y,z") == 0
+    library = Library.open(LocalStore(tmp_path / "library"))
+    (stored,) = library.models()
+    assert stored.id == stored.files["predictions-validation.npy"].sha256[:16]
+    assert not stored.servable
+    assert library.header.class_names == ("x", "y", "z")
+    existing = [word for word in shelf if word != "--create"]
+    assert ensemble("add", tmp_path / "library", *existing) == 0
+    assert library.models() == (stored,)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"name": "images"}, "must have the input INPUT and the output PROBABILITIES, not ['images']"),
+        (
+            {"sample": ("N", 8, 2, 1)},
+            "INPUT is tensor(uint8) ['N', 8, 2, 1], the library's models take uint8 [N, 4, 4, 1]",
+        ),
+        ({"sample": (1, 4, 4, 1)}, "INPUT is tensor(uint8) [1, 4, 4, 1]"),
+        ({"kind": TensorProto.FLOAT}, "INPUT is tensor(float)"),
+        ({"softmax": False}, "PROBABILITIES is no probability distribution"),
+    ],
+)
+def test_a_model_of_another_signature_is_refused(
+    shelf: list[str], model: Callable[..., Path], tmp_path: Path, options: dict[str, object], told: str
+) -> None:
+    path = model(**options)
+    with pytest.raises(UserError) as error:
+        ensemble("add", tmp_path / "library", *shelf, "--onnx", path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert told in str(error.value)
+    assert not (tmp_path / "library").exists()
+
+
+def test_files_that_are_no_models_are_refused(shelf: list[str], model: Callable[..., Path], tmp_path: Path) -> None:
+    path = model()
+    content = onnx.load(path)
+    content.graph.initializer[0].data_location = TensorProto.EXTERNAL
+    content.graph.initializer[0].external_data.add(key="location", value="../../secret")
+    for damaged, told in (
+        (content.SerializeToString(), "keeps weights in other files"),
+        (b"no model", "is no ONNX file"),
+        (b"", "ONNX Runtime cannot load it"),
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=f"{path}: {told}"):
+            ensemble("add", tmp_path / "library", *shelf, "--onnx", path)
+    path.unlink()
+    with pytest.raises(UserError, match=f"{path}: is missing"):
+        ensemble("add", tmp_path / "library", *shelf, "--onnx", path)
+    assert not (tmp_path / "library").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "array", "told"),
+    [
+        ("p-heldout", np.full((8, 3), 0.5, np.float32), "row 0 is no probability distribution"),
+        ("p-heldout", np.full((7, 3), 1 / 3, np.float32), "it must be float32 (8, 3)"),
+        ("p-validation", np.ones(12, np.float32), "it must be (N, C)"),
+        ("l-heldout", np.full(8, 3), "label 3 of sample 0 is outside the classes 0 to 2"),
+        ("l-heldout", np.ones(8), "is float64 (8,); it must be integers"),
+        ("l-validation", np.ones((0,), np.int64), "N ≥ 1"),
+    ],
+)
+def test_wrong_arrays_are_refused(shelf: list[str], tmp_path: Path, file: str, array: np.ndarray, told: str) -> None:
+    np.save(tmp_path / f"{file}.npy", array)
+    with pytest.raises(UserError) as error:
+        ensemble("add", tmp_path / "library", *shelf)
+    assert str(error.value).startswith(f"{tmp_path}/{file}.npy: ")
+    assert told in str(error.value)
+    assert not (tmp_path / "library").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--input-shape", "4,x"], "--input-shape: must be 1 to 4 positive integers like 8,8,1, not '4,x'"),
+        (["--class-names", "x,y"], "l-validation.npy: label 2 of sample 2 is outside the classes 0 to 1"),
+        (["--class-names", "x,y,x"], "classNames: must be 3 different names"),
+    ],
+)
+def test_wrong_options_are_refused(shelf: list[str], tmp_path: Path, options: list[str], told: str) -> None:
+    with pytest.raises(UserError) as error:
+        ensemble("add", tmp_path / "library", *shelf, *options)
+    assert told in str(error.value)
+    assert not (tmp_path / "library").exists()
+
+
+def test_creation_needs_its_options(shelf: list[str], tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match="--create: needs --labels-validation, --labels-heldout, --input-type, --input-shape too"
+    ):
+        ensemble("add", tmp_path / "library", *shelf[:2], *shelf[4:6], "--create")
+    with pytest.raises(UserError, match="is no model library"):
+        ensemble("add", tmp_path / "library", *shelf[:2], *shelf[4:6])
+
+
+def test_another_model_of_the_same_id_is_refused(shelf: list[str], model: Callable[..., Path], tmp_path: Path) -> None:
+    ensemble("add", tmp_path / "library", *shelf, "--onnx", model())
+    np.save(tmp_path / "p-heldout.npy", np.full((8, 3), 1 / 3, np.float32))
+    before = LocalStore(tmp_path / "library").entries("")
+    with pytest.raises(UserError, match=r"has another model \w+ already: its predictions-heldout\.npy differs"):
+        ensemble("add", tmp_path / "library", *shelf, "--onnx", model())
+    assert LocalStore(tmp_path / "library").entries("") == before
+
+
+def test_models_are_exported_with_their_profiles(
+    library: Library, publish: Publish, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored = [publish(seed) for seed in range(3)]
+    library.write_profile(_profile("digits-0001"))
+    for _ in range(2):  # again is no change
+        assert ensemble("export", library.store.url, "digits-0000", "digits-0001", "--to", tmp_path / "copy") == 0
+    copy = Library.open(LocalStore(tmp_path / "copy"))
+    assert copy.models() == tuple(stored[:2])
+    assert copy.verify() == []
+    assert list(copy.profiles("cpu-epyc-2c", "onnxruntime")) == ["digits-0001"]
+    assert capsys.readouterr().out.count("copied to") == 4
+
+
+def test_an_export_checks_everything_first(library: Library, publish: Publish, tmp_path: Path) -> None:
+    publish(0)
+    stored = publish(1)
+    library.store.write(stored.files["model.onnx"].path, b"damaged")
+    with pytest.raises(UserError, match="is truncated"):
+        ensemble("export", library.store.url, "digits-0000", "digits-0001", "--to", tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+
+
+def test_gc_tells_before_it_removes(library: Library, publish: Publish, capsys: pytest.CaptureFixture[str]) -> None:
+    publish(0)
+    before = library.store.entries("")
+    assert ensemble("gc", library.store.url, "--unreferenced", "--dry-run") == 0
+    told = capsys.readouterr().out
+    assert "model digits-0000, which nothing refers to" in told
+    assert "would remove 0.00 MiB in 4 files" in told
+    assert library.store.entries("") == before
+    assert ensemble("gc", library.store.url) == 0
+    assert library.store.entries("") == before
+    assert ensemble("gc", library.store.url, "--unreferenced") == 0
+    assert library.models() == ()

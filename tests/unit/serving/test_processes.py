@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from ensemble_core.serving import launch, processes
+from ensemble_core.serving.installation import Ports
+from ensemble_core.serving.process import _chosen, in_use
+
+PARENT = """
+import os, subprocess, sys
+command = [sys.executable, "-c", "import time; time.sleep(600)"]
+child = subprocess.Popen([sys.executable, "-IS", sys.argv[1], str(os.getpid()), *command])
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
+def wait_until_dead(pid: int) -> None:
+    deadline = time.monotonic() + 30
+    while processes.alive(pid):
+        assert time.monotonic() < deadline, f"{pid} lives"
+        time.sleep(0.01)
+
+
+def test_a_launched_process_dies_with_its_parent():
+    with subprocess.Popen([sys.executable, "-c", PARENT, launch.__file__], stdout=subprocess.PIPE, text=True) as parent:
+        child = int(parent.stdout.readline())
+        assert processes.alive(child)
+        parent.send_signal(signal.SIGKILL)
+    wait_until_dead(child)
+
+
+def test_nothing_is_launched_when_the_parent_is_gone():
+    command = [sys.executable, "-IS", launch.__file__, "1", sys.executable, "-c", "print('launched')"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (1, "")
+
+
+def test_a_zombie_is_dead():
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    wait_until_dead(child.pid)
+    assert processes.process(child.pid).state == "Z"
+    child.wait()
+    assert processes.process(child.pid) is None
+
+
+def test_a_group_has_its_members():
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    try:
+        assert [member.pid for member in processes.group(child.pid)] == [child.pid]
+        assert os.getpid() in [member.pid for member in processes.group(os.getpgrp())]
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_the_machine_was_busy_at_least_as_long_as_this_process():
+    assert processes.busy_seconds() > processes.process(os.getpid()).cpu_seconds > 0
+
+
+def test_free_ports_are_chosen_for_zeros():
+    chosen = _chosen(Ports(http=0, grpc=4242, metrics=0))
+    assert chosen.grpc == 4242
+    assert len({chosen.http, chosen.metrics, 0}) == 3
+
+
+@pytest.mark.parametrize("listening", [True, False])
+def test_a_port_is_in_use_while_somebody_listens(listening):
+    with socket.create_server(("127.0.0.1", 0)) as somebody:
+        port = somebody.getsockname()[1]
+        if not listening:
+            somebody.close()
+        assert in_use("127.0.0.1", port) is listening

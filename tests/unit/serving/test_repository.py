@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from ensemble_core.allocation.plan import Member, Worker
+from ensemble_core.serving import repository
+from ensemble_core.serving.workers import Workers, workers_of
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+
+def parsed(texts):
+    return {path: text_format.Parse(text, pb.ModelConfig()) for path, text in texts.items()}
+
+
+def test_there_is_one_model_per_worker_and_one_front_model(make_plan):
+    configs = parsed(repository.render(make_plan()))
+    names = {"digits", "m-0--cpu0--b32", "m-0--cpu1--b8", "m-1--cpu1--b128", "m-2--gpu0--b64"}
+    assert set(configs) == {f"{name}/config.pbtxt" for name in names}
+    assert all(path == f"{config.name}/config.pbtxt" for path, config in configs.items())
+
+
+@pytest.mark.parametrize(("kind", "triton"), [("uint8", pb.TYPE_UINT8), ("float32", pb.TYPE_FP32)])
+def test_the_front_model_has_the_members_signature(make_plan, kind, triton):
+    plan = make_plan(signature={"input_type": kind, "input_shape": (32, 16, 3), "classes": 7})
+    front = parsed(repository.render(plan))["digits/config.pbtxt"]
+    assert (front.backend, front.max_batch_size) == ("averaging", 4096)
+    assert [(given.name, given.data_type, list(given.dims)) for given in front.input] == [
+        ("INPUT", triton, [32, 16, 3])
+    ]
+    assert [(given.name, given.data_type, list(given.dims)) for given in front.output] == [
+        ("PROBABILITIES", pb.TYPE_FP32, [7])
+    ]
+    assert [(group.kind, group.count) for group in front.instance_group] == [(pb.ModelInstanceGroup.KIND_CPU, 1)]
+    assert front.parameters["segment_size"].string_value == "128"
+
+
+def test_the_front_model_names_members_weights_and_workers(make_plan):
+    plan = make_plan()
+    front = parsed(repository.render(plan))["digits/config.pbtxt"]
+    workers = Workers.model_validate_json(front.parameters["workers"].string_value)
+    assert workers == workers_of(plan)
+    assert [(member.model, member.weight) for member in workers.members] == [("m-0", 0.5), ("m-1", 0.25), ("m-2", 0.25)]
+    assert [
+        (worker.model, worker.batch, worker.share, worker.input)
+        for member in workers.members
+        for worker in member.workers
+    ] == [
+        ("m-0--cpu0--b32", 32, 1.0, "SEG"),
+        ("m-0--cpu1--b8", 8, 2.0, "SEG"),
+        ("m-1--cpu1--b128", 128, 1.0, "SEG"),
+        ("m-2--gpu0--b64", 64, 1.0, "INPUT"),
+    ]
+
+
+def test_a_member_on_cores_takes_references(make_plan):
+    config = parsed(repository.render(make_plan()))["m-0--cpu1--b8/config.pbtxt"]
+    assert (config.backend, config.max_batch_size) == ("member", 0)
+    assert [(given.name, given.data_type, list(given.dims)) for given in config.input] == [("SEG", pb.TYPE_INT64, [3])]
+    assert [(given.name, list(given.dims)) for given in config.output] == [("PROBABILITIES", [-1, 10])]
+    assert {key: value.string_value for key, value in config.parameters.items()} == {
+        "batch": "8",
+        "cores": "2,3",
+        "sha256": "0" * 64,
+    }
+
+
+def test_a_member_on_a_gpu_runs_there_with_its_batch_size(make_plan):
+    config = parsed(repository.render(make_plan()))["m-2--gpu0--b64/config.pbtxt"]
+    assert (config.backend, config.max_batch_size) == ("onnxruntime", 64)
+    assert [(given.name, list(given.dims)) for given in config.input] == [("INPUT", [8, 8, 1])]
+    assert [(group.kind, list(group.gpus), group.count) for group in config.instance_group] == [
+        (pb.ModelInstanceGroup.KIND_GPU, [0], 1)
+    ]
+
+
+def test_rendering_is_deterministic_and_writes_nothing(make_plan, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert repository.render(make_plan()) == repository.render(make_plan())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_weights_of_a_member_are_another_text(make_plan):
+    plan = make_plan()
+    other = plan.members[0].model_copy(update={"sha256": "f" * 64})
+    changed = repository.render(make_plan(members=(other, *plan.members[1:])))
+    assert {path for path, text in repository.render(plan).items() if changed[path] != text} == {
+        "m-0--cpu0--b32/config.pbtxt",
+        "m-0--cpu1--b8/config.pbtxt",
+    }
+
+
+def test_a_front_model_named_like_a_worker_is_refused(make_plan):
+    with pytest.raises(ValueError, match="same name"):
+        repository.render(make_plan(name="m-0--cpu0--b32"))
+
+
+def test_writing_links_the_files_and_leaves_what_is_the_same(make_plan, tmp_path: Path):
+    source, folder = tmp_path / "m.onnx", tmp_path / "models"
+    source.write_bytes(b"weights")
+    member = Member(model_id="m-0", weight=1, onnx=str(source), sha256="0" * 64)
+    plan = make_plan(members=(member,), workers=(Worker(member=0, device="cpu0", batch_size=8),))
+    repository.write(plan, folder)
+    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    assert files == ["digits/config.pbtxt", "m-0--cpu0--b8/1/model.onnx", "m-0--cpu0--b8/config.pbtxt"]
+    assert (folder / "digits" / "1").is_dir()
+    assert os.path.samefile(folder / "m-0--cpu0--b8/1/model.onnx", source)
+
+    for path in (folder / "digits/config.pbtxt", folder / "m-0--cpu0--b8/config.pbtxt"):
+        os.utime(path, (1, 1))
+    repository.write(plan.model_copy(update={"segment_size": 64}), folder)
+    assert (folder / "m-0--cpu0--b8/config.pbtxt").stat().st_mtime == 1
+    assert (folder / "digits/config.pbtxt").stat().st_mtime > 1

@@ -1,0 +1,1 @@
+"""Training: trials on Ray, proposals by Optuna, asynchronous Hyperband."""

@@ -1,0 +1,93 @@
+"""Train a library of models: the trials of an HPOSearch, on Ray.
+
+Run again, it continues where it was; with nothing left to do it starts nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ensemble_core.api.documents import load_documents
+from ensemble_core.api.hposearch import HPOSearch
+from ensemble_core.errors import UserError
+from ensemble_core.library.library import Library
+from ensemble_core.library.store import open_store
+from ensemble_core.library.timeline import Span, occupancy, search_timeline
+from ensemble_core.report import Report, add_report_arguments, run_reported
+
+from ensemble_trainer.datasets import load_dataset
+from ensemble_trainer.driver import Driver, check_failures, has_work
+from ensemble_trainer.outcome import best_model, summary
+from ensemble_trainer.search import Search, remember
+from ensemble_trainer.slots import check_resources, ray_address, ray_slots
+from ensemble_trainer.space import search_space
+from ensemble_trainer.worker import MakeRun, Worker, dataset_cache, resnet_run
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_report_arguments(parser)
+    parser.add_argument("--ray", metavar="ADDRESS", help="Ray cluster to use (RAY_ADDRESS, or one of its own)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    return run_reported(arguments, "train", lambda report: train(arguments, report))
+
+
+def train(arguments: argparse.Namespace, report: Report, make_run: MakeRun = resnet_run) -> dict[str, Any]:
+    """Bring the search to its end; returns the report's result."""
+    document = load_documents(arguments.spec).search(arguments.name)
+    address = ray_address(arguments.ray)
+    with naming(f"{arguments.spec} (HPOSearch {document.metadata.name})"):
+        search, deadline = open_search(document, local=address is None)
+    if has_work(search, deadline):
+        check_failures(search)
+        search.begin()
+        worker = Worker(search.name, search.spec, make_run)
+        with ray_slots(worker, address) as slots:
+            Driver(search, slots, deadline, changed=lambda: tell(report, search)).run()
+    check_failures(search)
+    return result(search)
+
+
+def open_search(document: HPOSearch, local: bool) -> tuple[Search, float | None]:
+    """The search and the time after which no trial starts; its library is made if there is none.
+
+    Nothing is written if anything is wrong with the specification, the data or the library.
+    """
+    name, spec = document.metadata.name, document.spec
+    space = search_space(spec)
+    if local:
+        check_resources(spec)
+    store = open_store(spec.library.storage)
+    dataset = load_dataset(spec.dataset, dataset_cache())
+    library = Library.create(store, dataset.header(), dataset.labels())
+    began = remember(library, name, spec)
+    deadline = None if spec.max_duration_seconds is None else began + spec.max_duration_seconds
+    return Search(library, name, spec, space), deadline
+
+
+@contextmanager
+def naming(where: str) -> Iterator[None]:
+    """Put the document before fields that are named without it."""
+    try:
+        yield
+    except UserError as error:
+        if not error.where.startswith("spec."):
+            raise
+        raise UserError(f"{where}: {error.where}", error.problem) from error
+
+
+def tell(report: Report, search: Search) -> None:
+    best = best_model(search.records, search.spec.objectives)
+    note = f"best {best.validation.cross_entropy:.4f}" if best else ""
+    report.progress(stage="train", done=search.ended, total=search.spec.max_trial_count, note=note)
+
+
+def result(search: Search) -> dict[str, Any]:
+    """The report's result; of a search that needed nothing the occupancy is that of the runs before."""
+    spans: tuple[Span, ...] = tuple(search.spans) or search_timeline(search.library, search.name)
+    slots = 1 + max((span.slot for span in spans), default=0)
+    return {"digest": search.library.digest(), "summary": summary(search, occupancy(spans, slots), slots)}

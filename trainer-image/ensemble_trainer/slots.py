@@ -1,0 +1,214 @@
+"""Slots on Ray: one warm process each, called once per rung and replaced when it dies."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ensemble_core.api.hposearch import HPOSearchSpec
+from ensemble_core.errors import UserError
+from ensemble_core.report import CommandError
+
+from ensemble_trainer.worker import Broken, Order, Published, Reached, Worker
+
+OBJECT_STORE_BYTES = 80 * 1024 * 1024  # little more than Ray's least: data travels as files
+MAX_FAILED_STARTS = 3
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray's present default, said aloud: otherwise it warns. A trial without GPUs of its own sees those of its node.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # A driver whose cluster is gone ends instead of waiting a minute.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
+}
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A slot's process waits for orders."""
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A slot's process died, by no fault that the trial could tell; a fresh one is being started."""
+
+    message: str
+
+
+Outcome = Ready | Lost | Reached | Broken | Published
+
+
+class Slots(Protocol):
+    """Numbered processes that take one order at a time. Each tells `Ready` when it is up, also after `Lost`."""
+
+    def advance(self, slot: int, order: Order) -> None: ...
+
+    def finish(self, slot: int, order: Order) -> None: ...
+
+    def replace(self, slot: int) -> None:
+        """End a slot's process, which waits for orders, and start a fresh one."""
+
+    def wait(self) -> list[tuple[int, Outcome]]:
+        """Block until something has happened; the outcomes by slot."""
+
+
+class RaySlots:
+    """Slots as Ray actors; what they raise is raised by `wait`.
+
+    Args:
+        worker: What each process runs.
+        count: How many are wanted; those that the cluster cannot place wait to be placed.
+        cpus, gpus: What each occupies; fractions share a device.
+    """
+
+    def __init__(self, worker: Worker, count: int, cpus: float, gpus: float) -> None:
+        import ray
+
+        self._ray, self._worker = ray, worker
+        # Ray's own restarts would lose the warm state silently.
+        self._kind = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0)(Worker)
+        self._calls: dict[Any, int] = {}
+        self._actors: dict[int, Any] = {}
+        self._started: set[int] = set()
+        self._failed_starts = 0
+        for slot in range(count):
+            self._start(slot)
+
+    def advance(self, slot: int, order: Order) -> None:
+        self._calls[self._actors[slot].advance.remote(order)] = slot
+
+    def finish(self, slot: int, order: Order) -> None:
+        self._calls[self._actors[slot].finish.remote(order)] = slot
+
+    def replace(self, slot: int) -> None:
+        self._ray.kill(self._actors[slot])
+        self._start(slot)
+
+    def wait(self) -> list[tuple[int, Outcome]]:
+        done, _ = self._ray.wait(list(self._calls), num_returns=1)
+        return [self._outcome(call) for call in done]
+
+    def _start(self, slot: int) -> None:
+        worker = self._worker
+        self._started.discard(slot)
+        self._actors[slot] = self._kind.remote(worker.search, worker.spec, worker.make_run)
+        self._calls[self._actors[slot].start.remote()] = slot
+
+    def _outcome(self, call: Any) -> tuple[int, Outcome]:
+        slot = self._calls.pop(call)
+        errors = self._ray.exceptions
+        try:
+            result = self._ray.get(call)
+        except errors.RayTaskError as error:
+            raise error.cause from error
+        except (errors.RayActorError, errors.WorkerCrashedError, errors.OutOfMemoryError) as error:
+            return slot, self._lost(slot, error)
+        if slot in self._started:
+            return slot, result
+        self._started.add(slot)
+        self._failed_starts = 0
+        return slot, Ready()
+
+    def _lost(self, slot: int, error: Exception) -> Lost:
+        if slot not in self._started:
+            self._failed_starts += 1
+            if self._failed_starts > MAX_FAILED_STARTS:
+                raise CommandError(f"worker processes die while they start: {error}") from error
+        with contextlib.suppress(ValueError):  # it may only be out of reach
+            self._ray.kill(self._actors[slot])
+        self._start(slot)
+        return Lost(str(error))
+
+
+# --- the cluster ----------------------------------------------------------------------------------------------------
+
+
+def ray_address(given: str | None) -> str | None:
+    """The cluster to use: as given, or of the environment; none starts one on this machine."""
+    return given or os.environ.get("RAY_ADDRESS")
+
+
+def check_resources(spec: HPOSearchSpec) -> None:
+    """UserError if a trial needs more than this machine has."""
+    wanted, cores = spec.resources_per_trial, _cores()
+    if wanted.cpu > cores:
+        raise UserError("spec.resourcesPerTrial.cpu", f"{wanted.cpu:g} is more than this machine's {cores} cores")
+    if wanted.gpu > 0 and wanted.gpu > (gpus := _gpus()):
+        raise UserError("spec.resourcesPerTrial.gpu", f"{wanted.gpu:g} is more than this machine's {gpus} GPUs")
+
+
+@contextmanager
+def ray_slots(worker: Worker, address: str | None) -> Iterator[RaySlots]:
+    """Slots on the cluster at `address`, or on one of this machine's own that ends with the block."""
+    os.environ.update({key: value for key, value in SETTINGS.items() if key not in os.environ})
+    import ray
+
+    spec = worker.spec
+    wanted = spec.resources_per_trial
+    cpus, gpus = wanted.cpu, wanted.gpu
+    folder = None
+    try:
+        if address is not None:
+            _connect(address)
+        else:
+            folder = _session_folder()
+            ray.init(
+                address="local",
+                num_cpus=_cores(),
+                object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=str(folder),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+            gpus = _share(spec, float(ray.cluster_resources().get("GPU", 0)))  # type: ignore[no-untyped-call]
+        yield RaySlots(worker, spec.parallel_trial_count, cpus, gpus)
+    finally:
+        ray.shutdown()
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _connect(address: str) -> None:
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError("--ray", f"no Ray cluster at {address}: {error}") from error
+
+
+def _share(spec: HPOSearchSpec, present: float) -> float:
+    """GPUs per trial of this machine's own cluster: an equal share of what is there, unless the specification tells."""
+    if "gpu" in spec.resources_per_trial.model_fields_set:
+        return spec.resources_per_trial.gpu
+    return min(1.0, int(100 * present / spec.parallel_trial_count) / 100)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _session_folder() -> Path:
+    """A folder for Ray's sockets and logs; those of processes that are gone are removed.
+
+    The path is short because a socket's path must not exceed 107 bytes.
+    """
+    for left in Path("/tmp").glob("ensemble-ray-*-*"):
+        process = left.name.split("-")[2]
+        if process.isdigit() and not Path("/proc", process).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"ensemble-ray-{os.getpid()}-", dir="/tmp"))

@@ -1,0 +1,205 @@
+"""What runs in a slot's process: one trial at a time, kept warm between its rungs.
+
+A trial's own mishaps come back as `Broken`; what storage or a newer attempt refuses is raised, for it is nobody's
+trial's fault.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ensemble_core.api.hposearch import HPOSearchSpec
+from ensemble_core.library import names
+from ensemble_core.library.cache import cache_folder
+from ensemble_core.library.library import Library
+from ensemble_core.library.records import Metrics, ModelRecord, Origin
+from ensemble_core.library.store import open_store
+
+from ensemble_trainer.datasets import Dataset, load_dataset
+
+MAX_MESSAGE = 4 * 1024
+Reason = Literal["Diverged", "Raised", "OutOfMemory", "Lost"]
+MakeRun = Callable[[dict[str, Any], Dataset, int, HPOSearchSpec], Any]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a slot is to do for a trial: train to `epoch`, or, trained so far, export and publish."""
+
+    trial: int
+    attempt: int
+    parameters: dict[str, Any]
+    epoch: int
+    resumed: bool = False  # whether a checkpoint may be in the library
+
+
+@dataclass(frozen=True)
+class Reached:
+    """A rung: `metrics` on the validation samples after `epoch` epochs. Times in Unix seconds."""
+
+    epoch: int
+    metrics: Metrics
+    started_at: float
+    finished_at: float
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A trial that failed."""
+
+    reason: Reason
+    message: str
+    started_at: float
+    finished_at: float
+
+
+@dataclass(frozen=True)
+class Published:
+    """A model that is in the library now."""
+
+    record: ModelRecord
+    started_at: float
+    finished_at: float
+
+
+def resnet_run(parameters: dict[str, Any], dataset: Dataset, trial: int, spec: HPOSearchSpec) -> Any:
+    """A trial of the trainer; torch is imported only where trials run."""
+    from ensemble_trainer.training import TrialRun, TrialSettings, hashed
+
+    threads = max(1, int(spec.resources_per_trial.cpu))
+    settings = TrialSettings(seed=hashed(spec.seed, "trial", trial), threads=threads, stem=spec.trainer.stem)
+    return TrialRun(parameters, dataset, settings)
+
+
+@dataclass
+class Worker:
+    """One slot's process; `start` before anything else."""
+
+    search: str
+    spec: HPOSearchSpec
+    make_run: MakeRun = resnet_run
+    _trial: int | None = field(default=None, init=False)
+    _run: Any = field(default=None, init=False)
+
+    def start(self) -> int:
+        """Open the library and map the data set; returns the process id."""
+        self._library = Library.open(open_store(self.spec.library.storage))
+        self._dataset = load_dataset(self.spec.dataset, dataset_cache())
+        if self.make_run is resnet_run:
+            _warm_up()
+        return os.getpid()
+
+    def advance(self, order: Order) -> Reached | Broken:
+        """Train to the order's epoch, leave a checkpoint, tell the metrics."""
+        started = time.time()
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            self._fetch_checkpoint(order, folder / "restored")
+            try:
+                metrics = self._prepare(order, folder / "restored").advance(order.epoch)
+                self._run.save(folder / "saved")
+            except Exception as error:
+                return self._broken(error, started)
+            self._library.save_checkpoint(self.search, order.trial, order.attempt, order.epoch, folder / "saved")
+        return Reached(order.epoch, metrics, started, time.time())
+
+    def finish(self, order: Order) -> Published | Broken:
+        """Export the model, predict with what was exported, publish both, drop the checkpoints."""
+        started = time.time()
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            self._fetch_checkpoint(order, folder / "restored")
+            try:
+                run = self._prepare(order, folder / "restored")
+                if run.epoch < order.epoch:
+                    run.advance(order.epoch)  # its last checkpoint is lost
+                exported = run.export(folder / "exported")
+            except Exception as error:
+                return self._broken(error, started)
+            record = ModelRecord(
+                id=names.trial_id(self.search, order.trial),
+                family=self.spec.trainer.family,
+                hyperparameters=order.parameters,
+                validation=exported.validation,
+                parameters=exported.parameters,
+                flops=exported.flops,
+                epochs=order.epoch,
+                origin=Origin(search=self.search, trial=order.trial, attempt=order.attempt, rung=order.epoch),
+                servable=True,
+                files={},
+            )
+            record = self._library.publish(record, exported.files)
+        self._forget()
+        self._library.drop_checkpoints(self.search, order.trial)
+        return Published(record, started, time.time())
+
+    def _fetch_checkpoint(self, order: Order, folder: Path) -> None:
+        if order.resumed and self._trial != order.trial:
+            self._library.load_checkpoint(self.search, order.trial, folder)
+
+    def _prepare(self, order: Order, checkpoint: Path) -> Any:
+        """The trial's warm run, or a new one, continued from its checkpoint if there is one."""
+        if self._trial == order.trial:
+            return self._run
+        self._forget()
+        self._run = self.make_run(order.parameters, self._dataset, order.trial, self.spec)
+        if checkpoint.exists():
+            self._run.restore(checkpoint)
+            if self._run.epoch > order.epoch:  # left by a driver that went on after it had been replaced
+                self._run = self.make_run(order.parameters, self._dataset, order.trial, self.spec)
+        self._trial = order.trial
+        return self._run
+
+    def _broken(self, error: Exception, started: float) -> Broken:
+        self._forget()
+        return Broken(reason_of(error), message_of(error), started, time.time())
+
+    def _forget(self) -> None:
+        """Free the memory of the trial for the next one."""
+        self._trial = self._run = None
+        gc.collect()
+        if self.make_run is resnet_run:
+            import torch
+
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+def _warm_up() -> None:
+    """Import now what would otherwise count as the first trial's time: seconds, mostly behind the first optimiser."""
+    import torch
+
+    import ensemble_trainer.training  # noqa: F401
+
+    torch.optim.Adam([torch.zeros(1, requires_grad=True)])
+
+
+def dataset_cache() -> Path:
+    """Where this node keeps data sets, memory-mapped by all its slots."""
+    return cache_folder() / "datasets"
+
+
+def reason_of(error: Exception) -> Reason:
+    """By name where the type is torch's or the trainer's, so that it need not be imported here."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if kinds & {"MemoryError", "OutOfMemoryError"}:
+        return "OutOfMemory"
+    return "Diverged" if "Diverged" in kinds else "Raised"
+
+
+def message_of(error: Exception) -> str:
+    """The error in one line, and the end of the traceback where it is no known mishap; at most 4 KiB."""
+    line = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    if reason_of(error) != "Raised":
+        return line[:MAX_MESSAGE]
+    trace = "".join(traceback.format_tb(error.__traceback__)[-3:])
+    head = line[: MAX_MESSAGE // 2]
+    return f"{head}\n{trace[-(MAX_MESSAGE - len(head) - 1) :]}".rstrip()
