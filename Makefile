@@ -10,7 +10,7 @@ demo: .venv/local  ## The main job on real data: search, select, allocate, serve
 	$(BIN)/ensemble run examples/digits.yaml --output $(OUTPUT)
 
 test: .venv/dev  ## Every test that needs no cluster: unit, and integration with real Ray, Triton and S3
-	$(BIN)/python -m pytest -m "not apiserver"
+	$(BIN)/python -m pytest -m "not apiserver and not nightly"
 
 test-apiserver: .venv/dev  ## Tests against a real kube-apiserver; KUBEBUILDER_ASSETS names the folder of its binaries
 	$(BIN)/python -m pytest -m apiserver
@@ -26,6 +26,7 @@ bench: .venv/dev  ## Side-by-side measurements; their tables go to benchmarks/RE
 	$(BIN)/python benchmarks/selection.py
 
 nightly: .venv/dev  ## What takes longer: five seeds
+	$(BIN)/python -m pytest -m nightly
 	$(BIN)/python benchmarks/seeds.py
 
 generate: .venv/dev  ## Write the CRDs and the API reference from the models

@@ -1,27 +1,29 @@
 """Time of selection: ours beside SMOBF and ensemble selection (Caruana 2004) written on full predictions.
 
-`python benchmarks/selection.py` prints a Markdown table. Predictions are simulated, of M models on N samples of C
+Predictions are simulated, of M models on N samples of C
 classes; each figure is the best of three runs of ours and one run of the others; nothing here uses more than one
 thread. Picks are compared: the command fails if ours differ from the plain ones.
 """
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
+from results import table, versions, write_section
+
 from ensemble_core.metrics import CLIP
 from ensemble_core.selection.smobf import Floats, Settings, TrueClass, select
-from numpy.typing import NDArray
 
 SIZES = ((100, 2000, 100), (300, 2000, 100))
 BUDGETS = (20.0, 80.0, 320.0)
 WEIGHTS = (0.1, 0.01, 0.001)
 CARUANA_STEPS = 50
+HEAD = ["M×N×C", "what", "ours, s", "plain, s", "ratio"]
 SETTINGS = Settings(WEIGHTS, keep_top_percent=100)
 
 T = TypeVar("T")
@@ -99,7 +101,7 @@ def timed(call: Callable[[], T], repeats: int) -> tuple[float, T]:
     return min(seconds), result
 
 
-def compare(models: int, samples: int, classes: int) -> Iterator[str]:
+def compare(models: int, samples: int, classes: int) -> Iterator[list[str]]:
     """Rows of the table for one size."""
     library = simulate(models, samples, classes)
     name, total = f"{models}×{samples}×{classes}", 0.0
@@ -117,15 +119,14 @@ def compare(models: int, samples: int, classes: int) -> Iterator[str]:
 
 
 def main() -> None:
-    print(f"numpy {np.__version__}, Python {platform.python_version()}, {platform.machine()}, simulated predictions\n")
-    print("| M×N×C | what | ours, s | plain, s | ratio |\n|---|---|---|---|---|")
-    for size in SIZES:
-        for row in compare(*size):
-            print(row, flush=True)
+    rows = [row for size in SIZES for row in compare(*size)]
+    text = f"Simulated predictions; {versions('numpy')}. A run fails if the picks differ.\n\n" + table(HEAD, rows)
+    print(text)
+    write_section("Selection: SMOBF against plain loops", "python benchmarks/selection.py", text)
 
 
-def _row(size: str, what: str, fast: float, slow: float) -> str:
-    return f"| {size} | {what} | {fast:.4f} | {slow:.2f} | {slow / fast:.0f} |"
+def _row(size: str, what: str, fast: float, slow: float) -> list[str]:
+    return [size, what, f"{fast:.4f}", f"{slow:.2f}", f"{slow / fast:.0f}"]
 
 
 if __name__ == "__main__":

@@ -1,3 +1,3 @@
-"""Core of ensemble-operator: the API, the model library, selection, allocation and serving. Imports no torch, ray or kopf."""
+"""The API, the model library, selection, allocation and serving; imports no torch, Ray or Kubernetes client."""
 
 __version__ = "0.1.0"

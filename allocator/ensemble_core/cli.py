@@ -1,4 +1,4 @@
-"""`ensemble`: finds the verb among the installed entry points, so that `train` is there without the core importing torch."""
+"""`ensemble`: finds the verb among the installed entry points, so that the core need not import the trainer."""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ def _run(entry: EntryPoint, arguments: list[str]) -> int:
 def _help() -> str:
     width = max(map(len, VERBS))
     verbs = "\n".join(f"  {verb:<{width}}  {text}" for verb, text in VERBS.items())
-    return f"usage: ensemble VERB ...\n\nDeep ensembles under a budget, from search to served answers.\n\n{verbs}\n\nensemble VERB --help tells more."
+    about = "Deep ensembles under a budget, from search to served answers."
+    return f"usage: ensemble VERB ...\n\n{about}\n\n{verbs}\n\nensemble VERB --help tells more."
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pydantic.alias_generators import to_camel
 
 
 class Frozen(BaseModel):
-    """A value parsed once from YAML or JSON: unknown fields and non-finite numbers are refused, nothing can be changed."""
+    """A value parsed once from YAML or JSON: no unknown fields, no infinite numbers, no changes."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True, allow_inf_nan=False

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ensemble_trainer.adam import Adam
 from ensemble_trainer.augmentation import Augmentation
 from ensemble_trainer.batches import Batches
 from ensemble_trainer.datasets import Dataset
@@ -28,7 +29,6 @@ from ensemble_trainer.resnet import Architecture, build
 
 CHECKPOINT = "checkpoint.safetensors"
 EVALUATION_BATCH = 256
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # Adam's state of one parameter
 
 
 class Diverged(Exception):  # noqa: N818 (it names what happened)
@@ -54,8 +54,7 @@ class TrialRun:
     """Training of one set of hyperparameters.
 
     Adam with a constant learning rate minimises cross-entropy. L2 regularisation is part of the loss, as in the
-    paper's Keras: it adds l2·w to the gradient of the weights of convolutions and of the last layer (Adam's own
-    `weight_decay`, not AdamW's), and leaves biases and normalisation alone.
+    paper's Keras, and not AdamW's decay of the weights; see `Adam`.
 
     Runs on a GPU wherever torch sees one. On the CPU the same seed, parameters and threads give the same weights,
     whether or not the trial was interrupted at an epoch.
@@ -80,7 +79,7 @@ class TrialRun:
         self.layout = torch.channels_last if self.device.type == "cpu" else torch.contiguous_format
         initial = build(self.architecture, seed=hashed(settings.seed, "weights"))
         self.network = initial.to(self.device).to(memory_format=self.layout)
-        self.optimizer = optimizer(self.network, parameters["learningRate"], parameters["l2"])
+        self.optimizer = Adam(self.network, parameters["learningRate"], parameters["l2"])
         self.batches = self._batches()
 
     def _batches(self) -> Batches:
@@ -116,7 +115,7 @@ class TrialRun:
         total = torch.zeros((), device=self.device)
         seed = hashed(self.settings.seed, "epoch", self.epoch)
         for images, labels in self.batches.epoch(self.parameters["batchSize"], seed):
-            self.optimizer.zero_grad()
+            self.optimizer.clear()
             loss = entropy(self.network.logits(images), labels)
             loss.backward()
             self.optimizer.step()
@@ -149,9 +148,7 @@ class TrialRun:
         augmentation come from the seed and its number.
         """
         tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
-        for name, parameter in self.network.named_parameters():
-            state = self.optimizer.state.get(parameter, {})  # empty before the first step
-            tensors.update((f"adam.{name}.{moment}", tensor) for moment, tensor in state.items())
+        tensors |= {f"adam.{name}": tensor for name, tensor in self.optimizer.state().items()}
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         folder.mkdir(parents=True, exist_ok=True)
         scratch = folder / f"{CHECKPOINT}.{os.getpid()}"
@@ -166,26 +163,13 @@ class TrialRun:
                 raise ValueError(f"{folder / CHECKPOINT} belongs to another trial: {about['trial']}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
         self.network.load_state_dict(_below(tensors, "network."))
-        moments = _below(tensors, "adam.")
-        for name, parameter in self.network.named_parameters() if moments else ():
-            step, *averages = (moments[f"{name}.{moment}"] for moment in MOMENTS)
-            # The fused optimiser walks weights and moments side by side in memory: they need one layout.
-            averages = [torch.empty_like(parameter).copy_(average) for average in averages]
-            self.optimizer.state[parameter] = dict(zip(MOMENTS, (step.to(self.device), *averages), strict=True))
+        self.optimizer.load(_below(tensors, "adam."))
         self.epoch = int(about["epoch"])
 
     def _identity(self) -> str:
         architecture = self.architecture.document()
         content = {"parameters": self.parameters, "seed": self.settings.seed, "architecture": architecture}
         return canonical(json.loads(json.dumps(content))).decode()
-
-
-def optimizer(network: nn.Module, learning_rate: float, l2: float) -> torch.optim.Adam:
-    """Adam with L2 regularisation of all weights with more than one axis; fused, which is fastest on small tensors."""
-    weights = [p for p in network.parameters() if p.ndim > 1]
-    others = [p for p in network.parameters() if p.ndim <= 1]
-    groups = [{"params": weights, "weight_decay": l2}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.Adam(groups, lr=learning_rate, fused=True)
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
