@@ -1,4 +1,4 @@
-"""Five seeds of the digits example: each budget's ensemble against the best single model, on held-out data, win or lose.
+"""Five seeds of the digits example: each budget's ensemble against the best single model on held-out data, win or lose.
 
 python benchmarks/seeds.py [--seeds 5] [--output runs/seeds]. Seeds change the split, the proposals and the training.
 A seed that was run before is read, not run again.
@@ -11,12 +11,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from results import table, versions, write_section
-
 from ensemble_core.api.documents import Documents, load_documents
 from ensemble_core.runner.relocate import dump, relocate
 from ensemble_core.selection.result import BudgetResult, SelectionResult, Single
 from ensemble_core.selection.run import find_result
+from results import table, versions, write_section
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "digits.yaml"
 

@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from results import table, versions, write_section
 
 from ensemble_core.metrics import CLIP
 from ensemble_core.selection.smobf import Floats, Settings, TrueClass, select
+from results import table, versions, write_section
 
 SIZES = ((100, 2000, 100), (300, 2000, 100))
 BUDGETS = (20.0, 80.0, 320.0)

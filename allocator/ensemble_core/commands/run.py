@@ -9,6 +9,7 @@ from rich.console import Console
 
 from ensemble_core.api.documents import Documents, check_references, load_documents
 from ensemble_core.commands.serve import check_ports
+from ensemble_core.errors import UserError
 from ensemble_core.report import CommandError
 from ensemble_core.runner.relocate import relocate
 from ensemble_core.runner.run import Run, Workspace
@@ -46,5 +47,12 @@ def _checked(file: Path) -> Documents:
     documents = load_documents(file)
     check_references(documents, complete=True)
     deployment = documents.deployment()
+    sources = documents.selection(deployment.spec.selection_ref.name).spec.sources
+    if not any(source.hpo_search_name for source in sources):
+        problem = "needs a source with hpoSearchName: the endpoint is checked with that search's held-out samples"
+        instead = "; for libraries without a search call `ensemble profile`, `select`, `allocate` and `serve`"
+        raise UserError(
+            f"{file}: EnsembleSelection {deployment.spec.selection_ref.name}: spec.sources", problem + instead
+        )
     check_ports(f"{file}: EnsembleDeployment {deployment.metadata.name}", deployment.spec.serving)
     return documents
