@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from ensemble_core.api.crd import custom_resource_definitions
 from ensemble_core.api.documents import KINDS
 

@@ -16,6 +16,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from onnx import TensorProto, helper
+
 from ensemble_core.allocation import harness
 from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.plan import Member
@@ -31,7 +33,6 @@ from ensemble_core.library.store import open_store
 from ensemble_core.metrics import metrics
 from ensemble_core.serving.client import ask
 from ensemble_core.serving.server import TritonServer
-from onnx import TensorProto, helper
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from ensemble_core.api.common import S3Storage, Storage
 from ensemble_core.commands import library as command
 from ensemble_core.errors import UserError

@@ -11,6 +11,8 @@ import onnx
 import onnxruntime
 import pytest
 import yaml
+from onnx import TensorProto, helper, numpy_helper
+
 from ensemble_core.api.common import Storage
 from ensemble_core.cli import main
 from ensemble_core.devices import cpu_device_type
@@ -21,7 +23,6 @@ from ensemble_core.library.store import open_store
 from ensemble_core.metrics import metrics
 from ensemble_core.profiling import measure as measuring
 from ensemble_core.profiling import run as profiling
-from onnx import TensorProto, helper, numpy_helper
 
 CLASSES, PIXELS = 5, 16
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+
 from ensemble_core.api.hposearch import Dataset as DatasetSpec
 from ensemble_core.errors import UserError
 from ensemble_core.frozen import canonical, digest
 from ensemble_core.library.records import Header, Signature, Split
 from ensemble_core.library.splits import LabelledIds, make_header
-
 from ensemble_trainer import sources
 from ensemble_trainer.sources import PARTS, Part, Source
 from ensemble_trainer.splits import stratified

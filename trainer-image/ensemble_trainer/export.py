@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import torch
+from safetensors.torch import load_file, save_file
+
 from ensemble_core.frozen import canonical
 from ensemble_core.library.records import SPLITS, Metrics
 from ensemble_core.metrics import metrics
-from safetensors.torch import load_file, save_file
-
 from ensemble_trainer.datasets import Dataset
 from ensemble_trainer.resnet import Architecture, Network, build, count_flops
 from ensemble_trainer.sources import Part

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from ensemble_core.frozen import Frozen
 from torch import Tensor, nn
+
+from ensemble_core.frozen import Frozen
 
 Convolution = Literal["v1", "v2", "next"]
 ACTIVATIONS: Mapping[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU}

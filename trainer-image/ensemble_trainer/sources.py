@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from ensemble_core.errors import UserError
 from PIL import Image, ImageOps
 
+from ensemble_core.errors import UserError
 from ensemble_trainer import procedural
 
 Array = npt.NDArray[Any]

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
 from ensemble_core.api.hposearch import Condition, FeasibleSpace, HPOSearchSpec, Parameter
 from ensemble_core.errors import UserError
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 Kind = Literal["real", "integer", "choice"]
 TYPES: Mapping[Kind, tuple[str, ...]] = {

@@ -13,13 +13,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from ensemble_core.frozen import canonical
-from ensemble_core.library.records import Metrics
-from ensemble_core.metrics import metrics
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ensemble_core.frozen import canonical
+from ensemble_core.library.records import Metrics
+from ensemble_core.metrics import metrics
 from ensemble_trainer.adam import Adam
 from ensemble_trainer.augmentation import Augmentation
 from ensemble_trainer.batches import Batches

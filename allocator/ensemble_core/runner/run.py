@@ -22,7 +22,7 @@ from ensemble_core.runner.gather import Made, different_members, run_facts
 from ensemble_core.runner.page import render_page
 from ensemble_core.runner.relocate import dump
 from ensemble_core.runner.show import Show
-from ensemble_core.runner.stages import Stage, follow, read_report, start, stop
+from ensemble_core.runner.stages import Stage, follow, read_report, start
 from ensemble_core.runner.table import summary_table
 from ensemble_core.selection.result import SelectionResult
 from ensemble_core.selection.run import find_result
@@ -131,18 +131,18 @@ class Run:
         """The addresses of the served deployment, once it answers."""
         arguments = ("--spec", str(self.workspace.documents), "--name", self.deployment.metadata.name)
         stage = Stage("serve", "serve", arguments, self.workspace.report("serve"))
-        process = start(stage, self.show.say)
+        running = start(stage, self.show.say)
         try:
             deadline = time.monotonic() + SERVE_SECONDS
             while not (address := read_report(stage.report).get("progress", {})).get("grpc"):
-                if process.poll() is not None:
-                    raise CommandError(f"serve: ended with exit code {process.returncode}", process.returncode or 1)
+                if (code := running.code()) is not None:
+                    raise CommandError(f"serve: ended with exit code {code}", code or 1)
                 if time.monotonic() > deadline:
                     raise CommandError(f"serve: did not answer within {SERVE_SECONDS:.0f} s")
                 time.sleep(0.1)
             yield address
         finally:
-            stop(process)
+            running.stop()
 
     def _ask(self, result: SelectionResult, address: dict[str, str]) -> Endpoint:
         libraries = [Library.open(open_store(source.storage)) for source in result.sources]

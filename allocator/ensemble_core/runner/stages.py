@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+PROGRAM = (sys.executable, "-m", "ensemble_core.cli")
 STOP_SECONDS = 30.0  # a stage that was asked to stop is killed after this time
+OUTPUT_SECONDS = 5.0  # for the last lines of a stage that has ended; a process that it left may hold its output open
 POLL_SECONDS = 0.1
 _PR_SET_PDEATHSIG = 1
 
@@ -45,7 +47,32 @@ Seen = Callable[[dict[str, Any]], None]
 Said = Callable[[str], None]
 
 
-def start(stage: Stage, said: Said) -> subprocess.Popen[str]:
+class Running:
+    """A stage's process, and the thread that passes on its output."""
+
+    def __init__(self, process: subprocess.Popen[str], said: Said) -> None:
+        self._process = process
+        self._output = threading.Thread(target=_pass_on, args=(process, said), daemon=True)
+        self._output.start()
+
+    def code(self) -> int | None:
+        """Exit code, or none while it runs."""
+        return self._process.poll()
+
+    def stop(self) -> int:
+        """Interrupt it if it still runs, kill it if it does not end, and return its exit code."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+            try:
+                self._process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+        code = self._process.wait()
+        self._output.join(OUTPUT_SECONDS)
+        return code
+
+
+def start(stage: Stage, said: Said) -> Running:
     """Start a stage; each line of its output goes to `said` from a thread. It is interrupted if this process dies."""
     parent = os.getpid()
 
@@ -57,7 +84,7 @@ def start(stage: Stage, said: Said) -> subprocess.Popen[str]:
     stage.report.parent.mkdir(parents=True, exist_ok=True)
     stage.report.unlink(missing_ok=True)
     process = subprocess.Popen(
-        [sys.executable, "-m", "ensemble_core.cli", stage.verb, *stage.arguments, "--report", f"file:{stage.report}"],
+        [*PROGRAM, stage.verb, *stage.arguments, "--report", f"file:{stage.report}"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -65,47 +92,35 @@ def start(stage: Stage, said: Said) -> subprocess.Popen[str]:
         start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on
         preexec_fn=die_with_parent,
     )
-    threading.Thread(target=_pump, args=(process, said), daemon=True).start()
-    return process
+    return Running(process, said)
 
 
 def follow(stage: Stage, seen: Seen, said: Said) -> dict[str, Any]:
     """Run a stage to its end and return its last report.
 
     Args:
+        stage: What to run.
         seen: Called with each new report.
         said: Called with each line of output.
 
     Raises:
         StageFailed: It ended with another exit code than 0.
     """
-    process = start(stage, said)
+    running, sequence = start(stage, said), -1
     try:
-        sequence = -1
-        while process.poll() is None:
+        while running.code() is None:
             report = read_report(stage.report)
             if report and report["sequence"] != sequence:
                 sequence = report["sequence"]
                 seen(report)
             time.sleep(POLL_SECONDS)
     finally:
-        stop(process)
-    if process.returncode != 0:
-        raise StageFailed(stage, process.returncode)
+        code = running.stop()
+    if code != 0:
+        raise StageFailed(stage, code)
     report = read_report(stage.report)
     seen(report)
     return report
-
-
-def stop(process: subprocess.Popen[str]) -> None:
-    """Interrupt a stage that still runs, and kill it if it does not end."""
-    if process.poll() is None:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-    process.wait()
 
 
 def read_report(path: Path) -> dict[str, Any]:
@@ -117,7 +132,8 @@ def read_report(path: Path) -> dict[str, Any]:
     return content
 
 
-def _pump(process: subprocess.Popen[str], said: Said) -> None:
+def _pass_on(process: subprocess.Popen[str], said: Said) -> None:
     assert process.stdout is not None
-    for line in process.stdout:
-        said(line.rstrip("\n"))
+    with process.stdout as lines:
+        for line in lines:
+            said(line.rstrip("\n"))

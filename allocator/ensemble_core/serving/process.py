@@ -55,7 +55,7 @@ class ServerProcess:
         """Start and wait until it takes requests; ServingError with the end of its log if it does not."""
         wanted = self.ports
         for last in (attempt == STARTS for attempt in range(1, STARTS + 1)):
-            self.ports = _chosen(wanted)
+            self.ports = choose(wanted)
             try:
                 return self._start()
             except ServingError:
@@ -115,7 +115,7 @@ class ServerProcess:
                 raise ServingError("stopped before it was ready")
 
 
-def _chosen(wanted: Ports) -> Ports:
+def choose(wanted: Ports) -> Ports:
     """The wanted ports, with free ones in place of zeros."""
     with contextlib.ExitStack() as held:
         numbers = []

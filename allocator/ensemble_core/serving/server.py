@@ -42,9 +42,10 @@ class TritonServer:
         self.restarts: list[float] = []  # monotonic times
         self.revivals: list[str] = []  # models whose process died
         self._temporary = tempfile.TemporaryDirectory(prefix=sharedmemory.new_prefix(), ignore_cleanup_errors=True)
-        self._models = Path(self._temporary.name) / "models"
+        self.folder = Path(self._temporary.name)
+        self._models = self.folder / "models"
         self._started, self._stopping = threading.Event(), threading.Event()
-        self._process = ServerProcess(Path(self._temporary.name), address, ports, self._stopping)
+        self._process = ServerProcess(self.folder, address, ports, self._stopping)
         # The kernel kills the server when the thread that started it ends: this thread ends last.
         self._thread = threading.Thread(target=self._supervise, name="triton", daemon=True)
         self._lock = threading.RLock()  # held by who changes models
@@ -55,7 +56,7 @@ class TritonServer:
     def __enter__(self) -> Self:
         try:
             self._models.mkdir()
-            installation.prepare_backends(self._models.with_name("backends"))
+            installation.prepare_backends(self.folder / "backends")
             for folder in (sharedmemory.FOLDER, Path(tempfile.gettempdir())):
                 sharedmemory.sweep_dead(folder)
             self._thread.start()

@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
+
 from ensemble_core.allocation.plan import DeviceRow, Member, Plan, Worker
 from ensemble_core.library.records import Signature
 from ensemble_core.serving.server import TritonServer
-from onnx import TensorProto, helper, numpy_helper
 
 SHAPE, CLASSES, FRAGILE_FROM = (8, 8, 1), 10, 200
 WEIGHTS = (0.5, 0.3, 0.2)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from ensemble_core.serving import processes, repository
 from ensemble_core.serving.client import predict
 from ensemble_core.serving.errors import ServingError

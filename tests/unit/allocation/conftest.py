@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from ensemble_core.allocation.memory import Curve, Memory
 from ensemble_core.allocation.plan import DeviceRow, Member
 from ensemble_core.allocation.result import SelectionOf, ServerVersion, Subject

@@ -5,6 +5,9 @@ from itertools import product
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from ensemble_core.allocation.algorithms import (
     Bench,
     Bounds,
@@ -15,8 +18,6 @@ from ensemble_core.allocation.algorithms import (
 )
 from ensemble_core.allocation.matrix import Matrix, neighbours
 from ensemble_core.allocation.memory import Curve, Memory
-from hypothesis import given
-from hypothesis import strategies as st
 
 SIZES = (8, 32)
 WIDE = Bounds(max_neighs=10_000, max_iter=100, max_benchmarks=10_000)

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from ensemble_core.allocation.machine import free_memory, this_machine
 from ensemble_core.api.ensembledeployment import Device
 

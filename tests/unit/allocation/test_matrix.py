@@ -3,9 +3,10 @@ from __future__ import annotations
 from itertools import product
 
 import pytest
-from ensemble_core.allocation.matrix import Matrix, neighbours, total_matrices
 from hypothesis import given
 from hypothesis import strategies as st
+
+from ensemble_core.allocation.matrix import Matrix, neighbours, total_matrices
 
 SIZES = (8, 32)
 

@@ -3,11 +3,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.memory import Curve, Memory
 from ensemble_core.library.records import BatchProfile, Profile
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from pydantic import ValidationError
+
 from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.plan import Plan, Worker, plan_of
 from ensemble_core.allocation.result import Subject
 from ensemble_core.library.records import Signature
-from pydantic import ValidationError
 
 SIGNATURE = Signature(input_type="uint8", input_shape=(8, 8, 1), classes=10)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from ensemble_core.allocation.machine import Machine
 from ensemble_core.allocation.rows import device_rows, group_of
 from ensemble_core.api.ensembledeployment import Device

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from ensemble_core.api.documents import Documents, load_documents
 from ensemble_core.errors import UserError
 

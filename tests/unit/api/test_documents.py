@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from ensemble_core.api.documents import MAX_BYTES, Documents, check_references, load_documents
 from ensemble_core.commands import validate
 from ensemble_core.errors import UserError

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from ensemble_core.api import generate
 from ensemble_core.api.crd import custom_resource_definitions
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import yaml
-from ensemble_core.api.crd import structural_schema
-from ensemble_core.api.documents import KINDS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+
+from ensemble_core.api.crd import structural_schema
+from ensemble_core.api.documents import KINDS
 
 CASES = yaml.safe_load((Path(__file__).parents[2] / "api-cases.yaml").read_text())
 Case = dict[str, Any]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from ensemble_core.library import LabelledIds, Library, LocalStore, Store, make_header
 from ensemble_core.library.records import SPLITS, Claim, Header, ModelRecord, Origin, Rung, Signature, Split
 from ensemble_core.metrics import metrics

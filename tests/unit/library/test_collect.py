@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from ensemble_core.errors import UserError
 from ensemble_core.library import Library, collect
 from ensemble_core.library.records import Claim, Failure, ModelRecord

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
 from ensemble_core.errors import UserError
 from ensemble_core.library import LabelledIds, Library, LocalStore, join, make_header
 from ensemble_core.library.parsing import load_array, load_array_bytes
 from ensemble_core.library.records import Claim, Header, ModelRecord, Signature, Split
-from hypothesis import HealthCheck, assume, given, settings
-from hypothesis import strategies as st
 
 Publish = Callable[..., ModelRecord]
 RECORD = "models/digits-0000/record.json"

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
+
 from ensemble_core.commands import library as command
 from ensemble_core.errors import UserError
 from ensemble_core.library import Library, LocalStore
 from ensemble_core.library.records import BatchProfile, ModelRecord, Profile
 from ensemble_core.metrics import metrics
-from onnx import TensorProto, helper
 
 Publish = Callable[..., ModelRecord]
 

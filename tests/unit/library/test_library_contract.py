@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from ensemble_core.errors import UserError
 from ensemble_core.library import Fenced, LabelledIds, Library, Store, join
 from ensemble_core.library.records import (

@@ -10,11 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from ensemble_core.api.common import PersistentVolumeClaimStorage, Storage
 from ensemble_core.errors import UserError
 from ensemble_core.library import LocalStore, open_store, storage_at
-from hypothesis import given
-from hypothesis import strategies as st
 
 _FORK = multiprocessing.get_context("fork")
 _SIZE = 300_000

@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score, log_loss
+
 from ensemble_core import metrics as module
 from ensemble_core.metrics import metrics
-from sklearn.metrics import f1_score, log_loss
 
 
 @pytest.mark.parametrize("classes", [2, 3, 7, 20])

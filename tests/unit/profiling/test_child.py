@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+
 from ensemble_core.profiling import child
 from ensemble_core.profiling.child import Batch
 

@@ -4,6 +4,7 @@ import platform
 from pathlib import Path
 
 import pytest
+
 from ensemble_core import devices
 from ensemble_core.devices import cpu_device_type, gpu_devices, parse_gpus
 

@@ -18,6 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+
 from ensemble_core.errors import UserError
 from ensemble_core.library.searches import Fenced
 from ensemble_core.report import (

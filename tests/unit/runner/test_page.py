@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc
+
 from ensemble_core.library.records import Metrics
 from ensemble_core.runner import snippets
 from ensemble_core.runner.facts import Endpoint, MatrixFacts, RunFacts, Span

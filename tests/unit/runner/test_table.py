@@ -5,10 +5,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
+
 from ensemble_core.runner.facts import EnsembleFacts, RunFacts
 from ensemble_core.runner.table import summary_table
 from ensemble_core.runner.wording import THIN, duration, given, number, percent, short_names, verdict
-from rich.console import Console
 
 Make = Callable[..., RunFacts]
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from ensemble_core.api.hposearch import HPOSearchSpec
 from ensemble_core.errors import UserError
 from ensemble_core.library import names

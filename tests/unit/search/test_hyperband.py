@@ -7,9 +7,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from ensemble_trainer.hyperband import Rule, async_hyperband, bracket_of, full_length, keeps, milestones
 from hypothesis import given
 from hypothesis import strategies as st
+
+from ensemble_trainer.hyperband import Rule, async_hyperband, bracket_of, full_length, keeps, milestones
 
 # Few distinct values, so that ties and interpolation between equals are common.
 LOSSES = st.one_of(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from ensemble_core.library.timeline import Span, occupancy
-from ensemble_trainer.outcome import pareto_front, thinned
 from hypothesis import given
 from hypothesis import strategies as st
+
+from ensemble_core.library.timeline import Span, occupancy
+from ensemble_trainer.outcome import pareto_front, thinned
 
 POINTS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 2)), max_size=25)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from ensemble_core.api.hposearch import HPOSearchSpec
 from ensemble_core.library.records import Claim, Rung
 from ensemble_trainer.proposals import SAMPLERS, Proposal, Proposer
 from ensemble_trainer.space import SearchSpace, search_space
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 CONDITIONAL: list[dict[str, Any]] = [
     {"name": "convolution", "parameterType": "categorical", "feasibleSpace": {"list": ["v1", "next"]}},

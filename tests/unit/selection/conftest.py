@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from numpy.typing import NDArray
+
 from ensemble_core.api.common import Storage
 from ensemble_core.api.documents import Documents, load_documents
 from ensemble_core.library.library import Library
@@ -18,7 +20,6 @@ from ensemble_core.library.records import BatchProfile, ModelRecord, Origin, Pro
 from ensemble_core.library.splits import LabelledIds, make_header
 from ensemble_core.library.store import open_store
 from ensemble_core.metrics import CLIP, metrics
-from numpy.typing import NDArray
 
 Array = NDArray[Any]
 Naive = tuple[int, float, float, float]  # row, score, cross-entropy, C/B of a step

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import numpy as np
-from ensemble_core.selection.front import front
 from hypothesis import given
 from hypothesis import strategies as st
+
+from ensemble_core.selection.front import front
 
 POINTS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=30)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from ensemble_core.errors import UserError
 from ensemble_core.library.library import Library
 from ensemble_core.metrics import metrics

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ensemble_core.selection.smobf import Kernel, Pick, Settings, cross_entropies, prune, select
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from ensemble_core.selection.smobf import Kernel, Pick, Settings, cross_entropies, prune, select
 
 WEIGHTS = (0.1, 0.01, 0.001)
 ALL = Settings(WEIGHTS, keep_top_percent=100)

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+
 from ensemble_core.allocation.plan import DeviceRow, Member, Plan, Worker
 from ensemble_core.library.records import Signature
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from ensemble_core.serving.load import Window, summary
 
 

@@ -8,9 +8,10 @@ import sys
 import time
 
 import pytest
+
 from ensemble_core.serving import launch, processes
 from ensemble_core.serving.installation import Ports
-from ensemble_core.serving.process import _chosen, in_use
+from ensemble_core.serving.process import choose, in_use
 
 PARENT = """
 import os, subprocess, sys
@@ -64,8 +65,8 @@ def test_the_machine_was_busy_at_least_as_long_as_this_process():
     assert processes.busy_seconds() > processes.process(os.getpid()).cpu_seconds > 0
 
 
-def test_free_ports_are_chosen_for_zeros():
-    chosen = _chosen(Ports(http=0, grpc=4242, metrics=0))
+def test_free_ports_arechoose_for_zeros():
+    chosen = choose(Ports(http=0, grpc=4242, metrics=0))
     assert chosen.grpc == 4242
     assert len({chosen.http, chosen.metrics, 0}) == 3
 

@@ -4,11 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
 from ensemble_core.allocation.plan import Member, Worker
 from ensemble_core.serving import repository
 from ensemble_core.serving.workers import Workers, workers_of
-from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2 as pb
 
 
 def parsed(texts):

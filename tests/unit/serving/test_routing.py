@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from ensemble_core.serving.backends.averaging.routing import Average, Queue, segments
 from hypothesis import given
 from hypothesis import strategies as st
+
+from ensemble_core.serving.backends.averaging.routing import Average, Queue, segments
 
 sizes = st.integers(1, 40)
 

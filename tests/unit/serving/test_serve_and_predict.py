@@ -5,6 +5,7 @@ from argparse import Namespace
 
 import numpy as np
 import pytest
+
 from ensemble_core.api.ensembledeployment import Serving
 from ensemble_core.commands import predict, serve
 from ensemble_core.errors import UserError

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+
 from ensemble_core.serving import sharedmemory
 from ensemble_core.serving.backends.averaging.regions import Region as Mapping
 from ensemble_core.serving.backends.averaging.regions import Regions, parse

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from ensemble_core.api.hposearch import Dataset as DatasetSpec
 from ensemble_core.api.hposearch import HPOSearchSpec
 from ensemble_trainer.datasets import Dataset, load_dataset

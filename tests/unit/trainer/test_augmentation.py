@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from ensemble_trainer.augmentation import Augmentation, _warp
 from ensemble_trainer.batches import Batches, cuts
 

@@ -4,11 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from ensemble_core.api.hposearch import Dataset as DatasetSpec
 from ensemble_core.errors import UserError
 from ensemble_trainer import sources
 from ensemble_trainer.datasets import load_dataset
-from PIL import Image
 
 
 def load(cache=None, **spec):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from ensemble_trainer.export import load_network, open_session, predict, to_onnx
 from ensemble_trainer.resnet import Architecture, bottleneck, build, count_flops
 

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import optuna
 import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
 from ensemble_core.errors import UserError
 from ensemble_trainer.space import TABLE_5, search_space
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 
 def entry(name, kind, condition=None, **space):

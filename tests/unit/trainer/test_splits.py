@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from ensemble_trainer.splits import stratified
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from ensemble_trainer.splits import stratified
 
 
 @given(

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+
 from ensemble_core.metrics import metrics
 from ensemble_trainer.training import Diverged, TrialRun, TrialSettings, memory_errors
 
