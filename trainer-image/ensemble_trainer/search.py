@@ -246,21 +246,36 @@ def remember(library: Library, name: str, spec: HPOSearchSpec) -> float:
     Raises:
         UserError: that names every field that differs from the first start.
     """
-    path, wanted = f"searches/{name}/spec.json", definition(spec)
-    content = {"spec": wanted, "startedAt": time.time()}
-    library.store.create(path, json.dumps(content, indent=1, sort_keys=True).encode())
-    where = f"{library.store.url}/{path}"
-    stored = parse_object(library.store.read(path), where)
-    first = stored.get("spec", {})
-    differing = [key for key in wanted if wanted[key] != first.get(key)]
+    content = {"spec": definition(spec), "startedAt": time.time()}
+    library.store.create(spec_path(name), json.dumps(content, indent=1, sort_keys=True).encode())
+    check_unchanged(library, name, spec)
+    return float(_remembered(library, name)["startedAt"])
+
+
+def check_unchanged(library: Library, name: str, spec: HPOSearchSpec) -> None:
+    """UserError that names every field that differs from the first start of the search; writes nothing."""
+    first, wanted = _remembered(library, name).get("spec"), definition(spec)
+    differing = [] if first is None else [key for key in wanted if wanted[key] != first.get(key)]
     if differing:
         had = "; ".join(f"{key} {json.dumps(first.get(key))}" for key in differing)
         raise UserError(
             ", ".join(f"spec.{key}" for key in differing),
             f"differs from the first start of search {name} in this library, which had {had}; "
-            f"use another name or another library ({where})",
+            f"use another name or another library ({library.store.url}/{spec_path(name)})",
         )
-    return float(stored["startedAt"])
+
+
+def spec_path(name: str) -> str:
+    return f"searches/{name}/spec.json"
+
+
+def _remembered(library: Library, name: str) -> dict[str, Any]:
+    """What was stored on the first start; empty before it."""
+    try:
+        data = library.store.read(spec_path(name))
+    except FileNotFoundError:
+        return {}
+    return parse_object(data, f"{library.store.url}/{spec_path(name)}")
 
 
 def definition(spec: HPOSearchSpec) -> dict[str, Any]:

@@ -138,8 +138,8 @@ def ask(worker: dict[str, Any], chunk: Chunk[Job]) -> npt.NDArray[Any]:
         reference = np.array([job.offset + chunk.start * row, chunk.stop - chunk.start, row], np.int64)
         given, parameters = tensor("SEG", reference), {"shm_key": job.key}
     else:
-        # A copy, for NumPy exports no array that may not be written. Each call needs a tensor of its own anyway: one that
-        # several concurrent calls share loses its data.
+        # A copy, for NumPy exports no array that may not be written. Each call needs a tensor of its own anyway: one
+        # that several concurrent calls share loses its data.
         given, parameters = tensor("INPUT", job.samples[chunk.start : chunk.stop].copy()), {}
     response = pb.InferenceRequest(
         model_name=worker["model"],

@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -155,6 +156,21 @@ def test_a_member_reads_a_region_whose_name_is_used_again(server, ensemble):
         given = given[::-1]
     np.testing.assert_array_equal(answers[0], answers[1][::-1])
     np.testing.assert_array_equal(answers[0], answers[2])
+
+
+def test_answers_do_not_fill_the_memory(server, plan, ensemble):
+    def anonymous(pid: int) -> int:
+        fields = dict(line.split(":") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        return int(fields["RssAnon"].split()[0]) // 1024
+
+    stubs = [server.stub(name) for name in (plan.name, *(plan.model_name(worker) for worker in plan.workers))]
+    samples = ensemble.samples(1000)
+    for _ in range(30):
+        predict(server.url, plan.name, samples)
+    before = [anonymous(pid) for pid in stubs]
+    for _ in range(200):  # of 40 kB: 8 MB for the front model, were they kept
+        predict(server.url, plan.name, samples)
+    assert all(anonymous(pid) - start <= 2 for pid, start in zip(stubs, before, strict=True))
 
 
 def test_measuring_counts_what_is_answered(server, plan, ensemble):

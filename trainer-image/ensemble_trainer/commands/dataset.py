@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from ensemble_core.api.documents import load_documents
 from ensemble_core.report import Report, add_report_arguments, run_reported
-
+from ensemble_trainer.commands.train import naming
 from ensemble_trainer.datasets import load_dataset
+from ensemble_trainer.worker import dataset_cache
 
 SPLITS = ("train", "validation", "heldout")
 
@@ -28,7 +30,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _write(arguments: argparse.Namespace, report: Report) -> dict[str, Any]:
     search = load_documents(arguments.spec).search(arguments.name)
-    dataset = load_dataset(search.spec.dataset, None)
+    with naming(f"{arguments.spec} (HPOSearch {search.metadata.name})"):
+        dataset = load_dataset(search.spec.dataset, dataset_cache())
     part = getattr(dataset, arguments.split)
     folder = Path(arguments.output)
     folder.mkdir(parents=True, exist_ok=True)

@@ -10,20 +10,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ensemble_core.api.documents import load_documents
+from ensemble_core.api.documents import Documents, load_documents
 from ensemble_core.api.hposearch import HPOSearch
 from ensemble_core.errors import UserError
-from ensemble_core.library.library import Library
-from ensemble_core.library.store import open_store
+from ensemble_core.library.library import Library, same_data
+from ensemble_core.library.names import LIBRARY
+from ensemble_core.library.store import Store, open_store
 from ensemble_core.library.timeline import Span, occupancy, search_timeline
 from ensemble_core.report import Report, add_report_arguments, run_reported
 
-from ensemble_trainer.datasets import load_dataset
+from ensemble_trainer.datasets import Dataset, load_dataset
 from ensemble_trainer.driver import Driver, check_failures, has_work
 from ensemble_trainer.outcome import best_model, summary
-from ensemble_trainer.search import Search, remember
+from ensemble_trainer.search import Search, check_unchanged, remember
 from ensemble_trainer.slots import check_resources, ray_address, ray_slots
-from ensemble_trainer.space import search_space
+from ensemble_trainer.space import SearchSpace, search_space
 from ensemble_trainer.worker import MakeRun, Worker, dataset_cache, resnet_run
 
 
@@ -58,15 +59,34 @@ def open_search(document: HPOSearch, local: bool) -> tuple[Search, float | None]
     Nothing is written if anything is wrong with the specification, the data or the library.
     """
     name, spec = document.metadata.name, document.spec
+    space, dataset, store = checked(document, local)
+    library = Library.create(store, dataset.header(), dataset.labels())
+    began = remember(library, name, spec)
+    deadline = None if spec.max_duration_seconds is None else began + spec.max_duration_seconds
+    return Search(library, name, spec, space), deadline
+
+
+def check(documents: Documents, name: str) -> None:
+    """UserError for what would keep the search of that name from beginning; writes at most the cache of the data."""
+    document = documents.search(name)
+    with naming(f"{documents.file} (HPOSearch {name})"):
+        checked(document, local=ray_address(None) is None)
+
+
+def checked(document: HPOSearch, local: bool) -> tuple[SearchSpace, Dataset, Store]:
+    """What the search draws from, its data, and the place of its library; UserError if they do not go together."""
+    name, spec = document.metadata.name, document.spec
     space = search_space(spec)
     if local:
         check_resources(spec)
     store = open_store(spec.library.storage)
     dataset = load_dataset(spec.dataset, dataset_cache())
-    library = Library.create(store, dataset.header(), dataset.labels())
-    began = remember(library, name, spec)
-    deadline = None if spec.max_duration_seconds is None else began + spec.max_duration_seconds
-    return Search(library, name, spec, space), deadline
+    header = dataset.header()
+    if store.list(LIBRARY):
+        library = Library.open(store)
+        same_data(library.header, store.url, header, "the data set given")
+        check_unchanged(library, name, spec)
+    return space, dataset, store
 
 
 @contextmanager
