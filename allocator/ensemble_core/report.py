@@ -221,7 +221,7 @@ def open_report(target: str | None, verb: str, spec_hash: str) -> Report:
 def _sink(target: str) -> Sink:
     scheme, _, rest = target.partition(":")
     if scheme == "file" and rest:
-        return FileSink(Path(rest))
+        return FileSink(_writable(Path(rest)))
     namespace, _, name = rest.partition("/")
     if scheme != "configmap" or not namespace or not name or "/" in name:
         raise UserError("--report", f"{target!r} must be file:PATH or configmap:NAMESPACE/NAME")
@@ -229,6 +229,13 @@ def _sink(target: str) -> Sink:
     if not host:
         raise UserError("--report", f"{target!r} needs a pod of a cluster: KUBERNETES_SERVICE_HOST is not set")
     return ConfigMapSink(namespace, name, host, int(os.environ.get("KUBERNETES_SERVICE_PORT", "443")))
+
+
+def _writable(file: Path) -> Path:
+    above = next(folder for folder in file.absolute().parents if folder.exists())
+    if file.is_dir() or not above.is_dir():
+        raise UserError("--report", f"{file} cannot be written: {file if file.is_dir() else above} is in its place")
+    return file
 
 
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:

@@ -117,7 +117,8 @@ def _read(spec: DatasetSpec, path: Path | None) -> Source:
 
 def _divided(source: Source, spec: DatasetSpec) -> Dataset:
     if len(source.class_names) < 2:
-        raise UserError(source.where, f"has {len(source.class_names)} class; classification needs at least 2")
+        found = "one class" if source.class_names else "no samples"
+        raise UserError(source.where, f"has {found}; classification needs at least 2 classes")
     parts = dict(source.parts)
     percents = {"validation": spec.split.validation_percent, "heldout": spec.split.heldout_percent}
     missing = [name for name in percents if name not in parts]
@@ -128,7 +129,8 @@ def _divided(source: Source, spec: DatasetSpec) -> Dataset:
     for name in PARTS:
         least = 2 if name == "train" else 1  # normalisation over a batch needs two
         if len(parts[name]) < least:
-            problem = f"the {name} split has {len(parts[name])} samples; it needs at least {least}"
+            count = len(parts[name])
+            problem = f"the {name} split has {count} sample{'s' if count != 1 else ''}; it needs at least {least}"
             raise UserError(source.where, f"{problem} (spec.dataset.split)")
     return Dataset(parts["train"], parts["validation"], parts["heldout"], source.class_names)
 
@@ -196,7 +198,7 @@ def _fetch(spec: DatasetSpec, given: str, folder: Path) -> None:
     from ensemble_core.library.store import open_store
 
     assert spec.storage is not None
-    store = open_store(spec.storage)
+    store = open_store(spec.storage, "spec.dataset.storage")
     paths = [p for p in store.list(given) if p == given or p.startswith(f"{given}/")]
     if not paths:
         field = "arrays" if spec.arrays else "imageFolder"

@@ -8,12 +8,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ensemble_core.library.records import Failure, ModelRecord
+from ensemble_core.library import names
+from ensemble_core.library.records import ModelRecord
 from ensemble_core.report import CommandError
-
 from ensemble_trainer.search import Search, Trial
 from ensemble_trainer.slots import Lost, Outcome, Ready, Slots
-from ensemble_trainer.worker import Broken, Order, Published, Reached
+from ensemble_trainer.worker import MAX_MESSAGE, Broken, Order, Published, Reached
 
 MAX_LOSSES = 3
 # An error of the device itself leaves its process unable to compute; another trial there would fail as well.
@@ -113,12 +113,12 @@ class Driver:
         self.changed()
 
     def _broken(self, slot: int, broken: Broken) -> None:
-        failure = self.search.record_failure(self._running.pop(slot), broken, slot)
-        if POISON in failure.message:
+        trial = self._running.pop(slot)
+        if POISON in broken.message:
             self.slots.replace(slot)
         else:
             self._idle.append(slot)
-        self._failed(failure, slot)
+        self._fail(trial, broken, slot)
 
     def _lost(self, slot: int, lost: Lost) -> None:
         """The trial continues elsewhere from its last checkpoint, unless it has lost too many processes."""
@@ -131,10 +131,11 @@ class Driver:
             return
         message = f"{trial.losses} processes died under it, maybe for want of memory: {lost.message}"
         now = time.time()
-        self._failed(self.search.record_failure(trial, Broken("Lost", message[:4096], now, now), slot), slot)
+        self._fail(trial, Broken("Lost", message[:MAX_MESSAGE], now, now), slot)
 
-    def _failed(self, failure: Failure, slot: int) -> None:
-        say(f"a trial on slot {slot} failed: {failure.reason}: {first_line(failure.message)}")
+    def _fail(self, trial: Trial, broken: Broken, slot: int) -> None:
+        self.search.record_failure(trial, broken, slot)
+        say(f"{names.trial_id(self.search.name, trial.number)} failed: {broken.reason}: {first_line(broken.message)}")
         check_failures(self.search)
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from ensemble_core.api.hposearch import QUALITY, Objective
 from ensemble_core.library.records import ModelRecord
-
 from ensemble_trainer.search import Search, loss_of
 
 MAX_FRONT = 100

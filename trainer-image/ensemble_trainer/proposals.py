@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from ensemble_core.library.records import Claim, Rung
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import TrialState, create_trial
 
+from ensemble_core.library.records import Claim, Rung
 from ensemble_trainer.hyperband import hashed
 from ensemble_trainer.space import SearchSpace
 

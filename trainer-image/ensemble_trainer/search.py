@@ -13,13 +13,13 @@ from typing import Any
 
 from ensemble_core.api.hposearch import HPOSearchSpec
 from ensemble_core.errors import UserError
+from ensemble_core.frozen import Frozen
 from ensemble_core.library import names
 from ensemble_core.library.library import Library
-from ensemble_core.library.parsing import parse_object
+from ensemble_core.library.parsing import parse
 from ensemble_core.library.records import Claim, Export, Failure, Metrics, Rung
 from ensemble_core.library.searches import Fenced, TrialState
 from ensemble_core.library.timeline import Span, span
-
 from ensemble_trainer.hyperband import Rule, async_hyperband, full_length
 from ensemble_trainer.proposals import Proposer
 from ensemble_trainer.space import SearchSpace
@@ -249,15 +249,17 @@ def remember(library: Library, name: str, spec: HPOSearchSpec) -> float:
     content = {"spec": definition(spec), "startedAt": time.time()}
     library.store.create(spec_path(name), json.dumps(content, indent=1, sort_keys=True).encode())
     check_unchanged(library, name, spec)
-    return float(_remembered(library, name)["startedAt"])
+    start = _first_start(library, name)
+    assert start is not None  # it was created above
+    return start.started_at
 
 
 def check_unchanged(library: Library, name: str, spec: HPOSearchSpec) -> None:
     """UserError that names every field that differs from the first start of the search; writes nothing."""
-    first, wanted = _remembered(library, name).get("spec"), definition(spec)
-    differing = [] if first is None else [key for key in wanted if wanted[key] != first.get(key)]
-    if differing:
-        had = "; ".join(f"{key} {json.dumps(first.get(key))}" for key in differing)
+    start, wanted = _first_start(library, name), definition(spec)
+    differing = [] if start is None else [key for key in wanted if wanted[key] != start.spec.get(key)]
+    if start is not None and differing:
+        had = "; ".join(f"{key} {json.dumps(start.spec.get(key))}" for key in differing)
         raise UserError(
             ", ".join(f"spec.{key}" for key in differing),
             f"differs from the first start of search {name} in this library, which had {had}; "
@@ -269,13 +271,19 @@ def spec_path(name: str) -> str:
     return f"searches/{name}/spec.json"
 
 
-def _remembered(library: Library, name: str) -> dict[str, Any]:
-    """What was stored on the first start; empty before it."""
+class _Start(Frozen):
+    """`searches/<search>/spec.json`."""
+
+    spec: dict[str, Any]
+    started_at: float
+
+
+def _first_start(library: Library, name: str) -> _Start | None:
     try:
         data = library.store.read(spec_path(name))
     except FileNotFoundError:
-        return {}
-    return parse_object(data, f"{library.store.url}/{spec_path(name)}")
+        return None
+    return parse(_Start, data, f"{library.store.url}/{spec_path(name)}")
 
 
 def definition(spec: HPOSearchSpec) -> dict[str, Any]:

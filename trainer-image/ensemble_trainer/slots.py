@@ -5,22 +5,23 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from ensemble_core.api.hposearch import HPOSearchSpec
 from ensemble_core.errors import UserError
 from ensemble_core.report import CommandError
-
+from ensemble_trainer import reaper
 from ensemble_trainer.worker import Broken, Order, Published, Reached, Worker
 
 OBJECT_STORE_BYTES = 80 * 1024 * 1024  # little more than Ray's least: data travels as files
 MAX_FAILED_STARTS = 3
+HEARTBEAT = 2.0  # seconds between looks at the cluster while nothing happens
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray's present default, said aloud: otherwise it warns. A trial without GPUs of its own sees those of its node.
@@ -71,7 +72,9 @@ class RaySlots:
     def __init__(self, worker: Worker, count: int, cpus: float, gpus: float) -> None:
         import ray
 
-        self._ray, self._worker = ray, worker
+        self._ray: Any = ray
+        self._worker = worker
+        self._node = ray.get_runtime_context().get_node_id()
         # Ray's own restarts would lose the warm state silently.
         self._kind = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0)(Worker)
         self._calls: dict[Any, int] = {}
@@ -92,8 +95,18 @@ class RaySlots:
         self._start(slot)
 
     def wait(self) -> list[tuple[int, Outcome]]:
-        done, _ = self._ray.wait(list(self._calls), num_returns=1)
+        done: list[Any] = []
+        while not done:
+            done, _ = self._ray.wait(list(self._calls), num_returns=1, timeout=HEARTBEAT)
+            if not done:
+                self._check_node()
         return [self._outcome(call) for call in done]
+
+    def _check_node(self) -> None:
+        """Without Ray's process on this machine nothing would ever come back."""
+        nodes: list[dict[str, Any]] = self._ray.nodes()
+        if not any(node["NodeID"] == self._node and node["Alive"] for node in nodes):
+            raise CommandError("Ray's process on this machine is gone; the same command continues")
 
     def _start(self, slot: int) -> None:
         worker = self._worker
@@ -152,28 +165,44 @@ def ray_slots(worker: Worker, address: str | None) -> Iterator[RaySlots]:
 
     spec = worker.spec
     wanted = spec.resources_per_trial
-    cpus, gpus = wanted.cpu, wanted.gpu
-    folder = None
-    try:
-        if address is not None:
-            _connect(address)
-        else:
-            folder = _session_folder()
-            ray.init(
-                address="local",
-                num_cpus=_cores(),
-                object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=str(folder),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+    with contextlib.ExitStack() as stack:
+        if address is None:
+            folder = stack.enter_context(_cluster_folder())
+            stack.callback(ray.shutdown)
+            _start_cluster(folder)
             gpus = _share(spec, float(ray.cluster_resources().get("GPU", 0)))  # type: ignore[no-untyped-call]
-        yield RaySlots(worker, spec.parallel_trial_count, cpus, gpus)
-    finally:
-        ray.shutdown()
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            stack.callback(ray.shutdown)
+            _connect(address)
+            gpus = wanted.gpu
+        yield RaySlots(worker, spec.parallel_trial_count, wanted.cpu, gpus)
+
+
+def _start_cluster(folder: str) -> None:
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=_cores(),
+        object_store_memory=OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _temp_dir=folder,
+    )
+
+
+@contextmanager
+def _cluster_folder() -> Iterator[str]:
+    """A folder for Ray's sockets and logs. Whatever still uses it when this process is gone is ended.
+
+    The path is short because a socket's path must not exceed 107 bytes.
+    """
+    folder = tempfile.mkdtemp(prefix="ensemble-ray-", dir="/tmp")
+    command = [sys.executable, "-S", "-E", reaper.__file__, folder, str(os.getpid())]
+    # A session of its own: Ctrl-C in a terminal is for the driver alone.
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True):
+        yield folder
 
 
 def _connect(address: str) -> None:
@@ -200,15 +229,3 @@ def _gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
-
-
-def _session_folder() -> Path:
-    """A folder for Ray's sockets and logs; those of processes that are gone are removed.
-
-    The path is short because a socket's path must not exceed 107 bytes.
-    """
-    for left in Path("/tmp").glob("ensemble-ray-*-*"):
-        process = left.name.split("-")[2]
-        if process.isdigit() and not Path("/proc", process).exists():
-            shutil.rmtree(left, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"ensemble-ray-{os.getpid()}-", dir="/tmp"))

@@ -100,11 +100,14 @@ class _Fields:
         if self.folder:
             self.names = {file.stem for file in path.glob("*.npy")}
             return
+        wrong = "is neither an .npz file nor a folder of .npy files"
         try:
+            if not zipfile.is_zipfile(path):
+                raise UserError(str(path), wrong)
             with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 self.names = set(archive.files)
         except (ValueError, OSError, AttributeError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(str(path), f"is neither an .npz file nor a folder of .npy files ({error})") from error
+            raise UserError(str(path), f"{wrong} ({error})") from error
 
     def has(self, name: str) -> bool:
         return name in self.names
@@ -122,7 +125,9 @@ class _Fields:
             with self.path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 return np.asarray(archive[name])
         except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(self.where(name), f"cannot be read: {error}") from error
+            pickled = "holds Python objects (pickle), which are never loaded; save it as an array of numbers or texts"
+            told = pickled if "allow_pickle" in str(error) else f"cannot be read: {error}"
+            raise UserError(self.where(name), told) from error
 
 
 def _array_part(fields: _Fields, suffix: str, name: str) -> Part:

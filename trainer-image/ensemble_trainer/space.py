@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Literal
 
 import optuna
@@ -132,7 +133,9 @@ def search_space(spec: HPOSearchSpec) -> SearchSpace:
         where = f"spec.parameters[{index}]"
         known = TABLE_5.get(parameter.name)
         if known is None:
-            raise UserError(f"{where}.name", f"{parameter.name!r} is unknown; allowed: {', '.join(TABLE_5)}")
+            close = get_close_matches(parameter.name, TABLE_5, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise UserError(f"{where}.name", f"{parameter.name!r} is unknown; {hint}allowed: {', '.join(TABLE_5)}")
         distribution = _distribution(known, parameter, where)
         entries[known.name] = Entry(known.name, distribution, known.default, parameter.condition)
     # A condition names a parameter that has none, so two groups suffice.
@@ -158,7 +161,12 @@ def _ranged(known: Hyperparameter, space: FeasibleSpace, where: str) -> BaseDist
     low = _number(known, default.low if space.min is None else space.min, f"{where}.min")
     high = _number(known, default.high if space.max is None else space.max, f"{where}.max")
     if low > high:
-        raise UserError(f"{where}.max", f"{known.name} has an empty search space: max {high:g} is below min {low:g}")
+        bounds = [
+            f"{name} {bound:g}{' (the default)' if given is None else ''}"
+            for name, bound, given in (("max", high, space.max), ("min", low, space.min))
+        ]
+        field = "min" if space.max is None else "max"
+        raise UserError(f"{where}.{field}", f"{known.name} has an empty search space: {' is below '.join(bounds)}")
     log = space.distribution == "logUniform"
     if log and low <= 0:
         raise UserError(f"{where}.min", f"logUniform needs a min above 0 for {known.name}, not {low:g}")
@@ -180,9 +188,13 @@ def _value(known: Hyperparameter, value: str | float, where: str) -> str | float
 def _number(known: Hyperparameter, value: str | float, where: str) -> float | int:
     if isinstance(value, str) or not known.lowest <= value <= known.highest:
         allowed = f"a number from {known.lowest:g} to {known.highest:g}"
-        raise UserError(where, f"{known.name} cannot be {value!r}; allowed: {allowed}")
+        raise UserError(where, f"{known.name} cannot be {_shown(value)}; allowed: {allowed}")
     if known.kind == "real":
         return float(value)
     if value != int(value):
-        raise UserError(where, f"{known.name} cannot be {value!r}; it must be a whole number")
+        raise UserError(where, f"{known.name} cannot be {_shown(value)}; it must be a whole number")
     return int(value)
+
+
+def _shown(value: str | float) -> str:
+    return repr(value) if isinstance(value, str) else f"{value:g}"

@@ -22,7 +22,6 @@ from ensemble_core.library.cache import cache_folder
 from ensemble_core.library.library import Library
 from ensemble_core.library.records import Metrics, ModelRecord, Origin
 from ensemble_core.library.store import open_store
-
 from ensemble_trainer.datasets import Dataset, load_dataset
 
 MAX_MESSAGE = 4 * 1024
@@ -94,7 +93,7 @@ class Worker:
         self._library = Library.open(open_store(self.spec.library.storage))
         self._dataset = load_dataset(self.spec.dataset, dataset_cache())
         if self.make_run is resnet_run:
-            _warm_up()
+            import ensemble_trainer.training  # noqa: F401 — seconds that would else count as the first trial's
         return os.getpid()
 
     def advance(self, order: Order) -> Reached | Broken:
@@ -122,24 +121,27 @@ class Worker:
                 if run.epoch < order.epoch:
                     run.advance(order.epoch)  # its last checkpoint is lost
                 exported = run.export(folder / "exported")
+                record = self._record(order, exported)
             except Exception as error:
                 return self._broken(error, started)
-            record = ModelRecord(
-                id=names.trial_id(self.search, order.trial),
-                family=self.spec.trainer.family,
-                hyperparameters=order.parameters,
-                validation=exported.validation,
-                parameters=exported.parameters,
-                flops=exported.flops,
-                epochs=order.epoch,
-                origin=Origin(search=self.search, trial=order.trial, attempt=order.attempt, rung=order.epoch),
-                servable=True,
-                files={},
-            )
             record = self._library.publish(record, exported.files)
         self._forget()
         self._library.drop_checkpoints(self.search, order.trial)
         return Published(record, started, time.time())
+
+    def _record(self, order: Order, exported: Any) -> ModelRecord:
+        return ModelRecord(
+            id=names.trial_id(self.search, order.trial),
+            family=self.spec.trainer.family,
+            hyperparameters=order.parameters,
+            validation=exported.validation,
+            parameters=exported.parameters,
+            flops=exported.flops,
+            epochs=order.epoch,
+            origin=Origin(search=self.search, trial=order.trial, attempt=order.attempt, rung=order.epoch),
+            servable=True,
+            files={},
+        )
 
     def _fetch_checkpoint(self, order: Order, folder: Path) -> None:
         if order.resumed and self._trial != order.trial:
@@ -171,15 +173,6 @@ class Worker:
 
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-
-
-def _warm_up() -> None:
-    """Import now what would otherwise count as the first trial's time: seconds, mostly behind the first optimiser."""
-    import torch
-
-    import ensemble_trainer.training  # noqa: F401
-
-    torch.optim.Adam([torch.zeros(1, requires_grad=True)])
 
 
 def dataset_cache() -> Path:

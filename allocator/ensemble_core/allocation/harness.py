@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import time
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol, Self
@@ -16,6 +15,7 @@ from ensemble_core.allocation.plan import Plan, plan_of
 from ensemble_core.allocation.result import ServerVersion, Subject, Throughput
 from ensemble_core.api.ensembledeployment import EnsembleDeployment
 from ensemble_core.library.records import Signature
+from ensemble_core.profiling.measure import engine_version
 from ensemble_core.serving.errors import ServingError
 from ensemble_core.serving.load import Measurement, measure
 from ensemble_core.serving.server import TritonServer
@@ -77,22 +77,10 @@ def _revived(server: TritonServer) -> bool:
             server.check()
         except ServingError:
             return False
-        if _live(server):
+        if server.live():
             return True
         time.sleep(0.05)
     return False
-
-
-def _live(server: TritonServer) -> bool:
-    """Whether the server is up. It does not call itself ready once a model has failed to load."""
-    connection = http.client.HTTPConnection(server.address, server.ports.http, timeout=1)
-    try:
-        connection.request("GET", "/v2/health/live")
-        return connection.getresponse().status == http.client.OK
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
 
 
 class Bench:
@@ -144,12 +132,14 @@ def images(signature: Signature, count: int) -> npt.NDArray[Any]:
 
 def server_version() -> ServerVersion:
     """The server that would be measured; NoServerError if it is not installed."""
+    engine = engine_version("onnxruntime")
     try:
-        return ServerVersion(
-            name="nvidia-pytriton", version=version("nvidia-pytriton"), engine=f"onnxruntime {version('onnxruntime')}"
-        )
-    except PackageNotFoundError as error:
-        raise NoServerError(f"the package {error.name} is not installed") from error
+        server = version("nvidia-pytriton")
+    except PackageNotFoundError:
+        raise NoServerError("the package nvidia-pytriton is not installed") from None
+    if engine is None:
+        raise NoServerError("the package onnxruntime is not installed")
+    return ServerVersion(name="nvidia-pytriton", version=server, engine=f"onnxruntime {engine}")
 
 
 def load_settings(deployment: EnsembleDeployment) -> dict[str, Any]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
-from pydantic import ValidationError
-
 from ensemble_core.allocation.algorithms import (
     Bounds,
     DeviceKind,
@@ -27,6 +25,7 @@ from ensemble_core.allocation.result import (
 )
 from ensemble_core.allocation.rows import group_of
 from ensemble_core.errors import UserError
+from ensemble_core.library.parsing import validated
 
 Kind = Literal["allocations", "benchmarks"]
 Measure = Callable[[Matrix], Throughput]
@@ -38,13 +37,14 @@ class Results(Protocol):
 
     def result(self, kind: Kind, digest: str) -> dict[str, Any] | None: ...
 
-    def write_result(self, kind: Kind, digest: str, content: dict[str, Any]) -> None: ...
+    def write_result(self, kind: Kind, digest: str, content: dict[str, Any]) -> dict[str, Any]: ...
 
 
 class Benchmarks:
     """Measures matrices, each once in the life of the library, and remembers their order.
 
-    A killed run that starts again asks for the same matrices in the same order and finds them measured.
+    A killed run that starts again asks for the same matrices in the same order and finds them measured. That a matrix
+    could not be served is not kept: what was in the way, other processes' memory perhaps, may be gone the next time.
     """
 
     def __init__(self, results: Results, subject: Subject, measure: Measure, seen: Seen) -> None:
@@ -69,20 +69,23 @@ class Benchmarks:
     def _stored(self, matrix: Matrix) -> Throughput:
         key = self._subject.benchmark_digest(matrix)
         stored = self._results.result("benchmarks", key)
-        if stored is not None:
-            return Throughput.model_validate(stored["throughput"])
-        throughput = self._measure(matrix)
-        self._results.write_result("benchmarks", key, {"matrix": matrix.rows(), "throughput": throughput.document()})
-        return throughput
+        if stored is None:
+            throughput = self._measure(matrix)
+            if throughput.samples_per_second == 0:
+                return throughput
+            content = {"matrix": matrix.rows(), "throughput": throughput.document()}
+            stored = self._results.write_result("benchmarks", key, content)
+        return validated(Throughput, stored.get("throughput"), f"benchmarks/{key}.json: throughput")
 
 
 def stored_allocation(results: Results, subject: Subject) -> AllocationResult | None:
     """What an earlier run found for the same subject."""
     stored = results.result("allocations", subject.digest())
-    try:
-        return None if stored is None else AllocationResult.model_validate(stored)
-    except ValidationError as error:
-        raise UserError(f"allocations/{subject.digest()}.json", f"is no allocation: {error}") from error
+    return None if stored is None else _parsed(subject, stored)
+
+
+def _parsed(subject: Subject, content: dict[str, Any]) -> AllocationResult:
+    return validated(AllocationResult, content, f"allocations/{subject.digest()}.json")
 
 
 def find_allocation(
@@ -112,8 +115,7 @@ def find_allocation(
     if result.throughput.samples_per_second == 0:
         problem = f"the server could serve none of {len(bench.done)} matrices; the first: {result.throughput.reason}"
         raise UserError(where, problem)
-    results.write_result("allocations", result.digest, result.document())
-    return result
+    return _parsed(subject, results.write_result("allocations", result.digest, result.document()))
 
 
 def benchmarks_at_most(subject: Subject) -> int:

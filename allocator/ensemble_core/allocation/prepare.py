@@ -40,7 +40,9 @@ def overridden(deployment: EnsembleDeployment, budget: str | None, max_benchmark
         try:
             optimization = Optimization.model_validate({**optimization.model_dump(), "max_benchmarks": max_benchmarks})
         except ValidationError as error:
-            raise UserError("--max-benchmarks", f"{max_benchmarks}: {error.errors()[0]['msg']}") from None
+            raise UserError(
+                "--max-benchmarks", error.errors()[0]["msg"].replace("Input should", f"{max_benchmarks} must")
+            ) from None
     return deployment.model_copy(
         update={"spec": spec.model_copy(update={"selection_ref": reference, "optimization": optimization})}
     )
@@ -185,7 +187,8 @@ def _profile(ensemble: Ensemble, index: int, row: DeviceRow) -> Profile:
         answer = measure(record, Path(member.onnx), ensemble.signature, device, sorted({allowed[0], allowed[-1]}))
     except MeasurementError as failure:
         raise UserError(f"{ensemble.where}: spec.devices", f"no profile on {row.device_type}: {failure}") from failure
-    profile = make_profile(record, member.sha256, device, ENGINE, answer, None)
+    stored = library.profile(row.device_type, ENGINE, record.id)
+    profile = make_profile(record, member.sha256, device, ENGINE, answer, stored)
     library.write_profile(profile)
     return profile
 

@@ -34,7 +34,7 @@ def _gpu_rows(where: str, devices: Sequence[Device], machine: Machine) -> list[D
         if device.type != "gpu":
             continue
         if len(rows) + device.count > len(machine.gpus):
-            raise _too_many(where, index, device, f"{len(rows) + device.count} GPUs", f"{len(machine.gpus)} GPUs")
+            raise _too_many(where, index, device, _gpus(len(rows) + device.count), _gpus(len(machine.gpus)))
         for ordinal in range(len(rows), len(rows) + device.count):
             gpu = machine.gpus[ordinal]
             rows.append(
@@ -74,6 +74,10 @@ def _cpu_rows(where: str, devices: Sequence[Device], machine: Machine) -> list[D
             )
             taken += size
     return rows
+
+
+def _gpus(count: int) -> str:
+    return f"{count} GPU" if count == 1 else f"{count} GPUs"
 
 
 def _too_many(where: str, index: int, device: Device, asked: str, there: str) -> UserError:

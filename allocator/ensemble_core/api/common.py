@@ -28,7 +28,8 @@ API_VERSION = f"{GROUP}/{VERSION}"
 _SEGMENT = r"[A-Za-z0-9_][-A-Za-z0-9_.=+@]*"  # never starts with a dot: no way up
 
 # A name of ours; KubeRay takes at most 47 characters for a RayJob, and the operator appends some.
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", min_length=1, max_length=40)]
+NAME = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+Name = Annotated[str, StringConstraints(pattern=NAME, min_length=1, max_length=40)]
 Namespace = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", min_length=1, max_length=63)]
 # A name of any Kubernetes object: a DNS subdomain.
 ObjectName = Annotated[

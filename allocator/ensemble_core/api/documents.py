@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from ensemble_core.api.common import API_VERSION, Storage
+from ensemble_core.api.common import API_VERSION, NAME, Storage
 from ensemble_core.api.ensembledeployment import EnsembleDeployment
 from ensemble_core.api.ensembleselection import EnsembleSelection
 from ensemble_core.api.hposearch import HPOSearch
@@ -28,6 +28,7 @@ KINDS: dict[str, type[Document]] = {
     "EnsembleSelection": EnsembleSelection,
     "EnsembleDeployment": EnsembleDeployment,
 }
+NAME_IN_WORDS = "be of lower-case letters, digits, and dashes between them"
 MAX_BYTES = 1 << 20  # as etcd's limit for an object, give or take
 MAX_NODES = 100_000  # after aliases are expanded: a few lines of YAML can stand for billions
 
@@ -223,7 +224,10 @@ def _refuse_large(root: yaml.Node, file: Path) -> None:
 
 
 def _single_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        told = ", ".join(part for part in (error.context, error.problem) if part)
+        return f"{told} (line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1})"
+    return " ".join(str(error).replace('in "<unicode string>", ', "").split())
 
 
 # ---------------------------------------------------------------- models
@@ -302,6 +306,7 @@ def _text(model: type[BaseModel], error: ErrorDetails) -> str:
         return special[error["type"]]()
     message = re.sub(r"^(Input|String|Tuple|List|Dictionary|Value|Object) should ", "must ", error["msg"])
     message = message.replace("must be a valid integer", "must be a whole number").removeprefix("Value error, ")
+    message = message.replace(" after validation, not 0", "").replace(f"match pattern '{NAME}'", NAME_IN_WORDS)
     return message if isinstance(value, dict | list) else f"{_shown(value)} {message}"
 
 
@@ -351,5 +356,7 @@ def _close(name: str, known: Iterable[str]) -> str:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        value = int(value)  # a whole number where a fraction was allowed, as the user wrote it
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else f"{text[:77]}…"

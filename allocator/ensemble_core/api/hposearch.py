@@ -347,10 +347,12 @@ def _first_rungs_within_max_epochs() -> Rule:
     )
 
 
-def _conditions_hold(spec: HPOSearchSpec) -> bool:
+def _condition_of_nothing(spec: HPOSearchSpec) -> object:
+    """The first condition on a parameter, or on a value of one, that is not there; none if there is no such."""
     lists = {p.name: p.feasible_space.list or () for p in spec.parameters if p.condition is None}
     given = [p.condition for p in spec.parameters if p.condition is not None]
-    return all(set(condition.in_) <= set(lists.get(condition.parameter, ())) for condition in given)
+    broken = (one for one in given if not set(one.in_) <= set(lists.get(one.parameter, ())))
+    return next((f"{one.parameter} in {', '.join(map(str, one.in_))}" for one in broken), None)
 
 
 def _at_most_max_trial_count(field: str) -> Rule:
@@ -381,7 +383,8 @@ class HPOSearchSpec(Workload):
             "self.parameters.all(p, !has(p.condition) || self.parameters.exists(q, q.name == p.condition.parameter"
             " && !has(q.condition) && has(q.feasibleSpace.list)"
             " && p.condition.__in__.all(v, v in q.feasibleSpace.list)))",
-            _conditions_hold,
+            lambda spec: _condition_of_nothing(spec) is None,
+            _condition_of_nothing,
         ),
         _first_rungs_within_max_epochs(),
         _at_most_max_trial_count("parallelTrialCount"),

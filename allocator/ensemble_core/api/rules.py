@@ -22,12 +22,14 @@ class Rule:
         message: What is allowed; it reads on after the offending value ("must be at most maxTrialCount").
         cel: The same in Kubernetes' CEL over `self`, and `oldSelf` if it is about changes.
         holds: Whether it holds for a model; none for rules that only a cluster has.
+        culprit: Of a model that breaks it: what to name where the field's value is long.
     """
 
     field: str
     message: str
     cel: str
     holds: Callable[[Any], bool] | None = None
+    culprit: Callable[[Any], object] | None = None
 
     def kubernetes(self) -> dict[str, str]:
         """An entry of `x-kubernetes-validations`."""
@@ -53,12 +55,14 @@ def value_at(model: Any, path: str) -> Any:
 def unique(field: str, key: str) -> Rule:
     """No two items of the list have the same key."""
 
-    def holds(model: Any) -> bool:
+    def repeated(model: Any) -> Any:
         keys = [value_at(item, key) for item in value_at(model, field)]
-        return len(set(keys)) == len(keys)
+        return next((value for index, value in enumerate(keys) if value in keys[:index]), None)
 
     cel = f"self.{field}.all(a, self.{field}.exists_one(b, b.{key} == a.{key}))"
-    return Rule(field, f"must not have two items of the same {key}", cel, holds)
+    return Rule(
+        field, f"must not have two items of the same {key}", cel, lambda model: repeated(model) is None, repeated
+    )
 
 
 def exactly_one(fields: Sequence[str]) -> Rule:
@@ -93,9 +97,12 @@ class Ruled(Frozen):
 
 def _details(model: Frozen, rule: Rule) -> InitErrorDetails:
     """The broken rule at its field, with the field's value."""
+    message = f"{rule.message}: {rule.culprit(model)}" if rule.culprit else rule.message
     value = value_at(model, rule.field)
+    if isinstance(value, tuple):
+        value = [item.document() if isinstance(item, Frozen) else item for item in value]
     return InitErrorDetails(
-        type=PydanticCustomError("rule", "{message}", {"message": rule.message}),
+        type=PydanticCustomError("rule", "{message}", {"message": message}),
         loc=tuple(rule.field.split(".")) if rule.field else (),
         input=value.document() if isinstance(value, Frozen) else value,
     )

@@ -43,8 +43,12 @@ def _read(path: Path) -> npt.NDArray[Any]:
     """The array in a file, memory-mapped; UserError if there is none."""
     try:
         samples = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"--input {path}", f"is not a readable .npy file: {error}") from error
+    except OSError as error:
+        raise UserError(f"--input {path}", f"cannot be read: {error.strerror or error}") from error
+    except (ValueError, EOFError) as error:
+        # NumPy takes whatever it does not know for a pickle, and says so at length.
+        told = "" if "pickle" in str(error) else f": {error}"
+        raise UserError(f"--input {path}", f"is not a readable .npy file of numbers{told}") from error
     if not isinstance(samples, np.ndarray):
         samples.close()
         raise UserError(f"--input {path}", "is an archive of arrays; one .npy file is needed")

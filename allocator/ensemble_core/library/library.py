@@ -255,7 +255,8 @@ def same_data(one: Header, where: str, other: Header, other_where: str) -> None:
     for field in ("task", "signature", "class_names", "fingerprint"):
         first, second = one.document()[to_camel(field)], other.document()[to_camel(field)]
         if first != second:
-            raise UserError(where, f"{to_camel(field)} is {first}, that of {other_where} is {second}")
+            problem = f"{to_camel(field)} is {first}, that of {other_where} is {second}"
+            raise UserError(where, f"{problem}; a library is of one data set and one split, take another for another")
 
 
 def _counts(record: ModelRecord, newest: Mapping[tuple[str, int], int]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+import re
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any, TypeVar
@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from ensemble_core.errors import UserError
 
@@ -25,11 +26,30 @@ def parse(kind: type[M], data: bytes, where: str) -> M:
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
-        raise UserError(where, "; ".join(_sentence(e["loc"], e["msg"]) for e in error.errors())) from None
+        raise UserError(where, _sentences(error)) from None
 
 
-def _sentence(location: Sequence[str | int], message: str) -> str:
-    return f"{'.'.join(map(str, location))}: {message}" if location else message
+def validated(kind: type[M], content: object, where: str) -> M:
+    """A JSON value as its type; UserError that lists every wrong field."""
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise UserError(where, _sentences(error)) from None
+
+
+def _sentences(error: ValidationError) -> str:
+    return "; ".join(map(_sentence, error.errors()))
+
+
+def _sentence(error: ErrorDetails) -> str:
+    """Field, value if it is short, and what is allowed."""
+    message = re.sub("^(Input|String) should ", "must ", error["msg"]).removeprefix("Value error, ")
+    if not error["loc"]:
+        return message
+    field, value = ".".join(map(str, error["loc"])), error["input"]
+    if error["type"] == "missing" or not isinstance(value, str | int | float):
+        return f"{field}: {message}"
+    return f"{field}: {json.dumps(value)[:200]}: {message}"
 
 
 def parse_object(data: bytes, where: str) -> dict[str, Any]:

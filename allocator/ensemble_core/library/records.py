@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 
 from ensemble_core.frozen import Frozen
 
@@ -12,9 +13,15 @@ FORMAT = 1
 Split = Literal["validation", "heldout"]
 SPLITS: tuple[Split, ...] = ("validation", "heldout")
 ModelId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][-a-z0-9.]{0,99}$")]
-RelativePath = Annotated[
-    str, StringConstraints(pattern=r"^[A-Za-z0-9_][-A-Za-z0-9_.]*(/[A-Za-z0-9_][-A-Za-z0-9_.]*)*$")
-]
+
+
+def _inside(path: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_][-A-Za-z0-9_.]*(/[A-Za-z0-9_][-A-Za-z0-9_.]*)*", path):
+        raise ValueError("must be a relative path inside the library, without parts that begin with a dot")
+    return path
+
+
+RelativePath = Annotated[str, AfterValidator(_inside)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 

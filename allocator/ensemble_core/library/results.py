@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from ensemble_core.errors import UserError
-from ensemble_core.frozen import Frozen
 from ensemble_core.library import names
 from ensemble_core.library.parsing import parse, parse_object
 from ensemble_core.library.records import Profile
@@ -17,7 +16,10 @@ ResultKind = Literal["selections", "allocations", "benchmarks"]
 
 
 class Results:
-    """The part of a library that commands after the search write. Each file is written whole and may be replaced."""
+    """The part of a library that commands after the search write, each file whole.
+
+    A profile may be replaced, for it grows with the batch sizes that are asked for; a result never is.
+    """
 
     store: Store
 
@@ -50,10 +52,15 @@ class Results:
         except FileNotFoundError:
             return None
 
-    def write_result(self, kind: ResultKind, digest: str, content: Mapping[str, Any] | Frozen) -> None:
-        """Store a result under the digest of what it was computed from."""
-        document = content.document() if isinstance(content, Frozen) else dict(content)
-        self.store.write(self._checked(f"{kind}/{digest}.json"), _json(document))
+    def write_result(self, kind: ResultKind, digest: str, content: Mapping[str, Any]) -> dict[str, Any]:
+        """Store a result under the digest of what it was computed from, unless there is one; returns what is stored.
+
+        So a command that was stopped and wakes up later changes nothing that others count on by then.
+        """
+        mine = dict(content)
+        if self.store.create(self._checked(f"{kind}/{digest}.json"), _json(mine)):
+            return mine
+        return self.result(kind, digest) or mine
 
     def results(self, kind: ResultKind) -> dict[str, dict[str, Any]]:
         """All results of a kind, by digest."""

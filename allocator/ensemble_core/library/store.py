@@ -85,17 +85,19 @@ class Store(Protocol):
         """Unfinished writes that are at least this old, by path."""
 
 
-def open_store(storage: Storage) -> Store:
-    """The store behind a `storage` field; nothing is read or written yet.
+def open_store(storage: Storage, where: str = "storage") -> Store:
+    """The store behind a `storage` field, which messages call `where`; nothing is read or written yet.
 
     Credentials come from the environment. A store that cannot create-if-absent is refused with a UserError by its
     first `create`, before anything was written: every writer begins with one.
     """
     if storage.path is not None:
+        if Path(storage.path).exists() and not Path(storage.path).is_dir():
+            raise UserError(storage.path, "is a file; a library is a folder")
         return LocalStore(Path(storage.path))
     if storage.s3 is not None:
         return S3Store(storage.s3)
-    raise UserError("storage.persistentVolumeClaim", "is only reachable in a cluster; give `path` or `s3` here")
+    raise UserError(f"{where}.persistentVolumeClaim", "is only reachable in a cluster; give `path` or `s3` here")
 
 
 def storage_at(location: str) -> Storage:
@@ -109,7 +111,7 @@ def storage_at(location: str) -> Storage:
         except ValidationError as error:
             raise UserError(location, "; ".join(f"{e['loc'][-1]}: {e['msg']}" for e in error.errors())) from None
     if "://" in location or not location:
-        raise UserError(location, "is no library; give a folder or s3://bucket/prefix")
+        raise UserError(location or "LIBRARY", "is no library; give a folder or s3://bucket/prefix")
     return Storage(path=str(Path(location).absolute()))
 
 
@@ -218,7 +220,7 @@ class LocalStore:
 
     def _walk(self, prefix: str) -> Iterator[Path]:
         start = self.root / prefix.rpartition("/")[0]
-        for folder, folders, files in os.walk(start):
+        for folder, folders, files in os.walk(start, onerror=_unless_gone):
             at = Path(folder)
             if at == start:
                 begins = prefix.rpartition("/")[2]
@@ -265,10 +267,10 @@ class LocalStore:
 
 
 def _open_temporary(place: Path) -> tuple[BinaryIO, Path]:
-    for _ in range(100):  # a deletion may take the empty folder away between the two calls
-        _make_folder(place.parent)
+    for _ in range(100):  # a deletion may take empty folders away between any two calls
         temporary = place.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
         with contextlib.suppress(FileNotFoundError):
+            _make_folder(place.parent)
             return temporary.open("xb"), temporary
     raise FileNotFoundError(str(place.parent))
 
@@ -277,7 +279,10 @@ def _make_folder(folder: Path) -> None:
     if folder.is_dir():
         return
     _make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
+    try:
+        folder.mkdir(exist_ok=True)
+    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        raise UserError(str(folder), f"cannot be made: {error.strerror}") from error
     _sync_folder(folder.parent)
 
 
@@ -288,6 +293,12 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _unless_gone(error: OSError) -> None:
+    """A folder that cannot be listed is not an empty one: the fence would let an older attempt pass."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 def _entry(place: Path) -> Entry:

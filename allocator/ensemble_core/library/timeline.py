@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ensemble_core.library import names
 from ensemble_core.library.library import Library
-from ensemble_core.library.parsing import parse
 from ensemble_core.library.records import Export, Failure, Rung
 from ensemble_core.library.searches import TrialState
 
@@ -29,17 +27,18 @@ def search_timeline(library: Library, search: str) -> tuple[Span, ...]:
     spans: list[Span] = []
     for trial, state in library.trials(search).items():
         spans += trial_spans(trial, state)
-    spans += _exports(library, search)
     return tuple(sorted(spans, key=lambda span: (span.started_at, span.slot)))
 
 
 def trial_spans(trial: int, state: TrialState) -> list[Span]:
-    """The calls that reached a rung or failed."""
+    """The calls that reached a rung, exported or failed."""
     spans, done = [], 0
     for rung in state.rungs:
         epochs = f"epochs {done + 1}-{rung.epoch}" if rung.epoch > done + 1 else f"epoch {rung.epoch}"
         spans.append(span(trial, rung, epochs))
         done = rung.epoch
+    if state.export is not None:
+        spans.append(span(trial, state.export, "export"))
     if state.failure is not None:
         spans.append(span(trial, state.failure, f"failed: {state.failure.reason}"))
     return spans
@@ -76,16 +75,3 @@ def _window(spans: Sequence[Span]) -> tuple[float, float]:
 def _busy(spans: Iterable[Span], window: tuple[float, float]) -> float:
     begin, end = window
     return sum(max(0.0, min(one.finished_at, end) - max(one.started_at, begin)) for one in spans)
-
-
-def _exports(library: Library, search: str) -> list[Span]:
-    found = {}
-    for path in library.store.list(f"trials/{search}-"):
-        event = names.event_of(path)
-        if event and event[0] == search and event[3] == "export.json":
-            found[path] = event[1]
-    contents = library.store.read_many(found)
-    return [
-        span(found[path], parse(Export, data, f"{library.store.url}/{path}"), "export")
-        for path, data in contents.items()
-    ]

@@ -68,12 +68,12 @@ def find_device(where: str, cost: Cost) -> Device:
     return found
 
 
-def engine_version(where: str, engine: str) -> str:
-    """Version of the engine that this process would measure with; UserError if it is not installed."""
+def engine_version(engine: str) -> str | None:
+    """Version of the engine that this process would run models with, none if it is not installed."""
     for package in (engine, f"{engine}-gpu"):
         with contextlib.suppress(PackageNotFoundError):
             return version(package)
-    raise UserError(f"{where}: spec.cost.engine", f"the package {engine} is not installed")
+    return None
 
 
 def measure(
@@ -88,7 +88,7 @@ def measure(
         gpu=device.gpu,
         batch_sizes=sorted(batch_sizes),
     )
-    command = [sys.executable, "-m", "ensemble_core.profiling.child", json.dumps(asdict(settings))]
+    command = [sys.executable, "-P", "-m", "ensemble_core.profiling.child", json.dumps(asdict(settings))]
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=CHILD_SECONDS)
     except subprocess.TimeoutExpired:
@@ -103,11 +103,15 @@ def measure(
 
 
 def make_profile(
-    record: ModelRecord, sha256: str, device: Device, engine: str, answer: dict[str, Any], known: Profile | None
+    record: ModelRecord, sha256: str, device: Device, engine: str, answer: dict[str, Any], stored: Profile | None
 ) -> Profile:
-    """The profile from a measuring process's answer, with the batch sizes that `known` has already."""
+    """The profile from a measuring process's answer.
+
+    What `stored`, as it is now, has of the same file and version of the engine stays: selections may count on it.
+    """
     new = [BatchProfile(**batch, seconds=statistics.median(batch["passes"])) for batch in answer["batches"]]
-    batches = {batch.batch_size: batch for batch in (*(known.batches if known else ()), *new)}
+    same = stored and (stored.model_sha256, stored.engine_version) == (sha256, answer["engine_version"])
+    batches = {batch.batch_size: batch for batch in (*new, *(stored.batches if stored and same else ()))}
     return Profile(
         model=record.id,
         model_sha256=sha256,

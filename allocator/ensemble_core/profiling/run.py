@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ensemble_core.api.documents import Documents
 from ensemble_core.api.ensembleselection import Cost, EnsembleSelection
+from ensemble_core.errors import UserError
 from ensemble_core.library.joined import JoinedModel, join
 from ensemble_core.library.library import SERVABLE, Library
 from ensemble_core.library.records import Profile
@@ -36,11 +37,10 @@ class Profiled:
 
 @dataclass(frozen=True)
 class _Task:
-    """A model with the batch sizes to measure, and the valid part of its stored profile."""
+    """A model with the batch sizes to measure."""
 
     model: JoinedModel
     batch_sizes: tuple[int, ...]
-    known: Profile | None
 
 
 def run_profiling(documents: Documents, selection: EnsembleSelection, progress: Progress) -> Profiled:
@@ -53,8 +53,13 @@ def run_profiling(documents: Documents, selection: EnsembleSelection, progress: 
     """
     cost = selection.spec.cost
     where = f"{documents.file}: EnsembleSelection {selection.metadata.name}"
-    device, version = find_device(where, cost), engine_version(where, cost.engine)
-    libraries = [Library.open(open_store(storage)) for storage in documents.source_storages(selection)]
+    device, version = find_device(where, cost), engine_version(cost.engine)
+    if version is None:
+        raise UserError(f"{where}: spec.cost.engine", f"the package {cost.engine} is not installed")
+    libraries = [
+        Library.open(open_store(storage, f"{where}: spec.sources[{index}].storage"))
+        for index, storage in enumerate(documents.source_storages(selection))
+    ]
     models = [model for model in join(libraries).models() if model.record.servable]
     stored = [library.profiles(device.device_type, cost.engine) for library in libraries]
     tasks = _tasks(models, stored, version, {LEAST_BATCH, cost.batch_size})
@@ -77,10 +82,9 @@ def _tasks(
     for model in models:
         profile, file = stored[model.library].get(model.record.id), model.record.files.get(SERVABLE)
         valid = profile and file and (profile.model_sha256, profile.engine_version) == (file.sha256, version)
-        known = profile if valid else None
-        missing = batch_sizes - {batch.batch_size for batch in (known.batches if known else ())}
+        missing = batch_sizes - {batch.batch_size for batch in (profile.batches if profile and valid else ())}
         if missing:
-            tasks.append(_Task(model, tuple(sorted(missing)), known))
+            tasks.append(_Task(model, tuple(sorted(missing))))
     return tasks
 
 
@@ -90,4 +94,5 @@ def _profile(library: Library, task: _Task, device: Device, cost: Cost) -> None:
         raise MeasurementError(f"{record.id}: has no {SERVABLE} yet")
     answer = measure(record, library.file(record, SERVABLE), library.header.signature, device, task.batch_sizes)
     sha256 = record.files[SERVABLE].sha256
-    library.write_profile(make_profile(record, sha256, device, cost.engine, answer, task.known))
+    stored = library.profile(device.device_type, cost.engine, record.id)
+    library.write_profile(make_profile(record, sha256, device, cost.engine, answer, stored))

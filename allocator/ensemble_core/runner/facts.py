@@ -65,7 +65,7 @@ class MatrixFacts:
     members: tuple[str, ...]
     batch_sizes: tuple[tuple[int, ...], ...]  # [device][member], 0 = absent
     throughput: float  # samples/s; 0: it does not run
-    spread: float  # standard deviation over windows of the measurement, relative to the mean
+    spread: float  # half the range of the measurement's windows, relative to their median: throughput ± that share
 
 
 @dataclass(frozen=True)

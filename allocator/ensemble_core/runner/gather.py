@@ -178,7 +178,7 @@ def matrix_facts(allocation: AllocationResult) -> tuple[tuple[MatrixFacts, ...],
     devices = tuple(device.name for device in allocation.devices)
     members = tuple(member.model_id for member in allocation.members)
     facts = tuple(
-        MatrixFacts(devices, members, b.matrix, b.throughput.samples_per_second, b.throughput.spread)
+        MatrixFacts(devices, members, b.matrix, b.throughput.samples_per_second, b.throughput.spread / 2)
         for b in allocation.benchmarks
     )
     best = next(index for index, b in enumerate(allocation.benchmarks) if b.matrix == allocation.matrix)

@@ -22,10 +22,11 @@ from ensemble_core.runner.gather import Made, different_members, run_facts
 from ensemble_core.runner.page import render_page
 from ensemble_core.runner.relocate import dump
 from ensemble_core.runner.show import Show
-from ensemble_core.runner.stages import Stage, follow, read_report, start
+from ensemble_core.runner.stages import Stage, StageFailed, follow, problem_of, read_report, start
 from ensemble_core.runner.table import summary_table
 from ensemble_core.selection.result import SelectionResult
 from ensemble_core.selection.run import find_result
+from ensemble_core.serving.errors import ServingError
 
 TOLERANCE = 1e-5  # of the endpoint's probabilities
 SERVE_SECONDS = 300.0  # until the endpoint must answer
@@ -82,6 +83,7 @@ class Run:
         self._stage("select", "select", "--name", self.selection.metadata.name)
         result = find_result(self.documents, self.selection)
         assert result is not None
+        _check_deployed(result, self.deployment.spec.selection_ref.budget_name)
         allocations = self._allocate(result)
         self._stage("held-out samples", "dataset", *self._search_name(), "--output", str(self.workspace.heldout))
         with self._served() as address:
@@ -136,7 +138,7 @@ class Run:
             deadline = time.monotonic() + SERVE_SECONDS
             while not (address := read_report(stage.report).get("progress", {})).get("grpc"):
                 if (code := running.code()) is not None:
-                    raise CommandError(f"serve: ended with exit code {code}", code or 1)
+                    raise StageFailed(stage, code, problem_of(read_report(stage.report)))
                 if time.monotonic() > deadline:
                     raise CommandError(f"serve: did not answer within {SERVE_SECONDS:.0f} s")
                 time.sleep(0.1)
@@ -149,7 +151,10 @@ class Run:
         budget = result.budget(self.deployment.spec.selection_ref.budget_name)
         assert budget is not None
         model, header = self.deployment.metadata.name, libraries[0].header
-        answers = ask_heldout(address["grpc"], model, self.workspace.heldout, libraries, budget.members)
+        try:
+            answers = ask_heldout(address["grpc"], model, self.workspace.heldout, libraries, budget.members)
+        except ServingError as error:
+            raise CommandError(f"the endpoint does not answer: {error}") from error
         return Endpoint(
             model=model,
             http=address["http"],
@@ -169,6 +174,15 @@ class Run:
         self.show.say(
             f"The endpoint's answers for {facts.endpoint.samples} held-out samples differ from the members' average by "
             f"at most {facts.endpoint.largest_difference:.1e}.\nReport: {self.workspace.page}"
+        )
+
+
+def _check_deployed(result: SelectionResult, name: str) -> None:
+    budget = result.budget(name)
+    assert budget is not None  # the reference was checked
+    if not budget.members:
+        raise CommandError(
+            f"the budget {name}, which spec.selectionRef.budgetName deploys, has no ensemble: {budget.reason}"
         )
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PROGRAM = (sys.executable, "-m", "ensemble_core.cli")
+PROGRAM = (sys.executable, "-P", "-m", "ensemble_core.cli")  # -P: a file of the working folder is no module
 STOP_SECONDS = 30.0  # a stage that was asked to stop is killed after this time
 OUTPUT_SECONDS = 5.0  # for the last lines of a stage that has ended; a process that it left may hold its output open
 POLL_SECONDS = 0.1
@@ -34,13 +34,24 @@ class Stage:
 
 @dataclass(eq=False)  # a frozen exception could not be raised through a context manager
 class StageFailed(Exception):  # noqa: N818 - it names what happened
-    """A stage ended with another exit code than 0; its own message is on stderr already."""
+    """A stage ended with another exit code than 0 (−N: by signal N); `problem` is what its report tells."""
 
     stage: Stage
-    code: int
+    ending: int
+    problem: str = ""
+
+    @property
+    def code(self) -> int:
+        """Exit code of the run."""
+        return self.ending if self.ending > 0 else 1
 
     def __str__(self) -> str:
-        return f"{self.stage.title}: `ensemble {self.stage.verb}` ended with exit code {self.code}"
+        ending = f"ended with exit code {self.ending}"
+        if self.ending < 0:
+            ending = f"was killed by signal {-self.ending}"
+        return f"{self.stage.title}: " + (
+            self.problem or f"`ensemble {self.stage.verb}` {ending}; the same command continues"
+        )
 
 
 Seen = Callable[[dict[str, Any]], None]
@@ -51,8 +62,9 @@ class Running:
     """A stage's process, and the thread that passes on its output."""
 
     def __init__(self, process: subprocess.Popen[str], said: Said) -> None:
-        self._process = process
-        self._output = threading.Thread(target=_pass_on, args=(process, said), daemon=True)
+        self._process, self._said = process, said
+        self._stopping = False
+        self._output = threading.Thread(target=self._pass_on, daemon=True)
         self._output.start()
 
     def code(self) -> int | None:
@@ -60,8 +72,12 @@ class Running:
         return self._process.poll()
 
     def stop(self) -> int:
-        """Interrupt it if it still runs, kill it if it does not end, and return its exit code."""
+        """Interrupt it if it still runs, kill it if it does not end, and return its exit code.
+
+        What an interrupted stage says is not passed on: the run tells of the interruption.
+        """
         if self._process.poll() is None:
+            self._stopping = True
             self._process.send_signal(signal.SIGINT)
             try:
                 self._process.wait(STOP_SECONDS)
@@ -71,12 +87,20 @@ class Running:
         self._output.join(OUTPUT_SECONDS)
         return code
 
+    def _pass_on(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as lines:
+            for line in lines:
+                if not self._stopping:
+                    self._said(line.rstrip("\n"))
+
 
 def start(stage: Stage, said: Said) -> Running:
     """Start a stage; each line of its output goes to `said` from a thread. It is interrupted if this process dies."""
     parent = os.getpid()
 
     def die_with_parent() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it, and so would the stage
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
         if os.getppid() != parent:  # it died before the call
             os._exit(1)
@@ -117,7 +141,7 @@ def follow(stage: Stage, seen: Seen, said: Said) -> dict[str, Any]:
     finally:
         code = running.stop()
     if code != 0:
-        raise StageFailed(stage, code)
+        raise StageFailed(stage, code, problem_of(read_report(stage.report)))
     report = read_report(stage.report)
     seen(report)
     return report
@@ -132,8 +156,7 @@ def read_report(path: Path) -> dict[str, Any]:
     return content
 
 
-def _pass_on(process: subprocess.Popen[str], said: Said) -> None:
-    assert process.stdout is not None
-    with process.stdout as lines:
-        for line in lines:
-            said(line.rstrip("\n"))
+def problem_of(report: dict[str, Any]) -> str:
+    """Field and message of a failed stage's report; empty if it tells none."""
+    error = report.get("error", {})
+    return ": ".join(error[key] for key in ("field", "message") if error.get(key))

@@ -157,7 +157,7 @@ def _profiles(joined: Joined, models: Sequence[JoinedModel], request: Request) -
     """The device type that counts and the models' profiles on it that count.
 
     Without a named type it is the only one on which all servable models were measured; the allocation of an ensemble
-    measures some models elsewhere, and that must not make it ambiguous.
+    measures some models, maybe elsewhere, and that must neither make it ambiguous nor change a selection by parameters.
     """
     engine, named = request.cost.engine, request.cost.device_type
     names = {named} if named else {name for library in joined.libraries for name in device_types(library, engine)}
@@ -170,8 +170,9 @@ def _profiles(joined: Joined, models: Sequence[JoinedModel], request: Request) -
         return named, found[named]
     servable = {_key(model) for model in models if model.record.servable}
     complete = [name for name, profiles in found.items() if profiles and servable <= profiles.keys()]
-    candidates = complete or [name for name, profiles in found.items() if profiles]
-    if len(candidates) > 1 and request.needs_measurements():
+    needed = request.needs_measurements()
+    candidates = complete or [name for name, profiles in found.items() if profiles and needed]
+    if len(candidates) > 1 and needed:
         raise UserError(
             f"{request.where}: spec.cost.deviceType",
             f"must be given: there are profiles {request.basis()} of {', '.join(candidates)}",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from ensemble_core.api.documents import Documents
 from ensemble_core.api.ensembleselection import EnsembleSelection
 from ensemble_core.library.library import Library, same_data
+from ensemble_core.library.parsing import validated
 from ensemble_core.library.records import SPLITS
 from ensemble_core.library.splits import LabelledIds
 from ensemble_core.library.store import open_store
@@ -48,8 +49,7 @@ def run_selection(
     progress("picks", 1, 1)
     result = Evaluation(subject, cross_entropies(true_class), picks).result(progress)
     library = output or _create_output(documents, subject)
-    library.write_result(KIND, key, result.document())
-    return result, True
+    return _parsed(library, key, library.write_result(KIND, key, result.document())), True
 
 
 def pick(pool: Pool, true_class: TrueClass, selection: EnsembleSelection) -> tuple[Pick, ...]:
@@ -81,4 +81,8 @@ def _create_output(documents: Documents, subject: Subject) -> Library:
 
 def _stored(library: Library, key: str) -> SelectionResult | None:
     content = library.result(KIND, key)
-    return None if content is None else SelectionResult.model_validate(content)
+    return None if content is None else _parsed(library, key, content)
+
+
+def _parsed(library: Library, key: str, content: dict[str, Any]) -> SelectionResult:
+    return validated(SelectionResult, content, f"{library.store.url}/{KIND}/{key}.json")

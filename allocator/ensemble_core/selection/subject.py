@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ensemble_core.api.common import Storage
 from ensemble_core.api.documents import Documents
 from ensemble_core.api.ensembleselection import EnsembleSelection
 from ensemble_core.frozen import digest
 from ensemble_core.library.joined import Joined, join
 from ensemble_core.library.library import Library
-from ensemble_core.library.store import open_store
+from ensemble_core.library.store import Store, open_store
 from ensemble_core.selection.pool import Pool, Request, make_pool
 
 # What the picks depend on; the rest of the spec says where results go and how pods run.
@@ -46,13 +48,18 @@ class Subject:
         )
 
 
+def open_sources(where: str, storages: Sequence[Storage]) -> list[Store]:
+    """The stores of `spec.sources`; `where` is file and document."""
+    return [open_store(storage, f"{where}: spec.sources[{i}].storage") for i, storage in enumerate(storages)]
+
+
 def make_subject(documents: Documents, selection: EnsembleSelection) -> Subject:
     """Open the sources of a selection and find the cost of every model; UserErrors as of `make_pool`."""
     storages = documents.source_storages(selection)
-    joined = join([Library.open(open_store(storage)) for storage in storages])
     spec = selection.spec
     command = f"ensemble profile --spec {documents.file} --name {selection.metadata.name}"
     where = f"{documents.file}: EnsembleSelection {selection.metadata.name}"
+    joined = join([Library.open(store) for store in open_sources(where, storages)])
     request = Request(where, command, spec.cost, spec.budgets)
     pool = make_pool(joined, request)
     return Subject(selection, joined, pool, tuple(storage.document() for storage in storages))

@@ -19,11 +19,12 @@ class Control:
         self._host, self._port, self._seconds = host, port, seconds
 
     def ready(self) -> bool:
-        """Whether the server takes requests."""
-        try:
-            return self._ask("GET", "/v2/health/ready", 1)[0] == http.client.OK
-        except (OSError, http.client.HTTPException):
-            return False
+        """Whether the server takes requests, and no model of it has failed to load."""
+        return self._healthy("ready")
+
+    def live(self) -> bool:
+        """Whether the server is up."""
+        return self._healthy("live")
 
     def identity(self) -> str | None:
         """The `--id` of the server that answers, none if there is none."""
@@ -39,6 +40,12 @@ class Control:
     def unload(self, model: str) -> None:
         """Unload a model; what it is working on is answered before."""
         self._post(model, "unload")
+
+    def _healthy(self, state: str) -> bool:
+        try:
+            return self._ask("GET", f"/v2/health/{state}", 1)[0] == http.client.OK
+        except (OSError, http.client.HTTPException):
+            return False
 
     def _post(self, model: str, verb: str) -> None:
         try:

@@ -25,7 +25,8 @@ LOG_LINES = 25
 class ServerProcess:
     """A tritonserver on the models of a folder, which can be started again after it has ended.
 
-    It leads a process group with its Python models. The kernel kills it when the thread that started it ends.
+    It leads a process group with its Python models. The kernel kills it when the thread that started it ends. That
+    thread starts and ends it; any thread may ask about it.
 
     Args:
         folder: Holds `models/` and `backends/`; the log is written there.
@@ -46,10 +47,12 @@ class ServerProcess:
 
     @property
     def pid(self) -> int | None:
-        return None if self._process is None else self._process.pid
+        process = self._process  # once, for the other thread may replace it in between
+        return None if process is None else process.pid
 
     def running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        process = self._process
+        return process is not None and process.poll() is None
 
     def start(self) -> None:
         """Start and wait until it takes requests; ServingError with the end of its log if it does not."""
@@ -66,8 +69,8 @@ class ServerProcess:
 
     def signal_end(self) -> None:
         """Ask it to end, if it runs."""
-        if self._process is not None:
-            self._process.terminate()
+        if (process := self._process) is not None:
+            process.terminate()
 
     def end(self) -> None:
         """End the process group and remove its shared memory; nothing happens if it has ended."""
@@ -83,11 +86,11 @@ class ServerProcess:
 
     def group(self) -> list[processes.Process]:
         """Its processes, those of its Python models included."""
-        return [] if self._process is None else processes.group(self._process.pid)
+        return [] if (leader := self.pid) is None else processes.group(leader)
 
     def stubs(self, models: frozenset[str]) -> dict[str, int]:
         """The process of each of the models that is a Python model."""
-        return {} if self._process is None else processes.stubs(self._process.pid, models)
+        return {} if (leader := self.pid) is None else processes.stubs(leader, models)
 
     def log_tail(self) -> str:
         """The last lines that it has printed."""

@@ -92,6 +92,10 @@ class TritonServer:
         """Of tritonserver; none while there is none."""
         return self._process.pid
 
+    def live(self) -> bool:
+        """Whether the server is up; not so while the supervisor starts it again."""
+        return self._process.control.live()
+
     def check(self) -> None:
         """Raise what made the supervisor give up, if it has."""
         if self._failure is not None:

@@ -6,6 +6,7 @@ other's processes for dead.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import re
@@ -36,11 +37,18 @@ def sweep_dead(folder: Path = FOLDER) -> None:
     owned = re.compile(rf"ensemble-{_namespace()}-(\d+)-.+")
     for path in folder.glob(f"ensemble-{_namespace()}-*"):
         match = owned.fullmatch(path.name)
-        if match and not Path(f"/proc/{match[1]}").exists() and path.stat().st_uid == os.getuid():
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+        if match and not Path(f"/proc/{match[1]}").exists():
+            with contextlib.suppress(FileNotFoundError):  # another server that starts now sweeps as well
+                _remove_own(path)
+
+
+def _remove_own(path: Path) -> None:
+    if path.stat().st_uid != os.getuid():
+        return
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink()
 
 
 def _namespace() -> int:

@@ -24,8 +24,8 @@ class DictResults:
         text = self.files.get((kind, digest))
         return None if text is None else json.loads(text)
 
-    def write_result(self, kind: str, digest: str, content: dict[str, Any]) -> None:
-        self.files[kind, digest] = json.dumps(content)
+    def write_result(self, kind: str, digest: str, content: dict[str, Any]) -> dict[str, Any]:
+        return json.loads(self.files.setdefault((kind, digest), json.dumps(content)))
 
     def count(self, kind: str) -> int:
         return sum(stored == kind for stored, _ in self.files)

@@ -153,3 +153,47 @@ def test_nothing_is_written_when_no_matrix_can_be_served(results: Any, make_subj
     with pytest.raises(UserError, match="none of 2 matrices; the first: the server died twice"):
         find_allocation(WHERE, results, subject, memory_of(subject), bench)
     assert results.count("allocations") == 0
+
+
+def test_a_matrix_that_could_not_be_served_is_measured_again_by_the_next_run(
+    results: Any, make_subject: Callable[..., Subject]
+) -> None:
+    subject = make_subject(algorithm="worst-fit")
+
+    def refuse(matrix: Matrix) -> Throughput:
+        return Throughput(samples_per_second=0, reason="out of memory")
+
+    bench = Benchmarks(results, subject, refuse, lambda benchmark: None)
+    with pytest.raises(UserError, match="out of memory"):
+        find_allocation(WHERE, results, subject, memory_of(subject), bench)
+    assert allocate(results, subject, Machine()).throughput.samples_per_second > 0
+
+
+def test_a_run_that_was_stopped_and_wakes_up_later_changes_nothing(
+    results: Any, make_subject: Callable[..., Subject]
+) -> None:
+    subject = make_subject(maxBenchmarks=5)
+    first: list[AllocationResult] = []
+
+    def measure_while_another_run_ends(matrix: Matrix) -> Throughput:
+        if not first:
+            first.append(allocate(results, subject, Machine()))
+        return Throughput(samples_per_second=1.0)
+
+    bench = Benchmarks(results, subject, measure_while_another_run_ends, lambda benchmark: None)
+    before = dict(results.files)
+    assert find_allocation(WHERE, results, subject, memory_of(subject), bench) == first[0]
+    assert before == {}
+    assert bench.done[0].throughput == first[0].benchmarks[0].throughput
+    assert stored_allocation(results, subject) == first[0]
+
+
+@pytest.mark.parametrize("kind", ["allocations", "benchmarks"])
+def test_a_stored_result_that_was_tampered_with_is_refused(
+    results: Any, make_subject: Callable[..., Subject], kind: str
+) -> None:
+    subject = make_subject(algorithm="worst-fit")
+    allocate(results, subject, Machine())
+    results.files = {key: "{}" for key in results.files if key[0] == kind}
+    with pytest.raises(UserError, match=rf"{kind}/[0-9a-f]{{64}}\.json"):
+        allocate(results, subject, Machine())

@@ -308,7 +308,8 @@ def test_profiles_and_results_are_kept_by_content(library: Library) -> None:
     assert library.profiles("cpu-epyc-2c", "onnxruntime") == {"digits-0000": profile}
     assert library.profiles("cpu-epyc", "onnxruntime") == {}
     assert library.result("selections", "abc") is None
-    library.write_result("selections", "abc", {"members": ["digits-0000"]})
+    assert library.write_result("selections", "abc", {"members": ["digits-0000"]}) == {"members": ["digits-0000"]}
+    assert library.write_result("selections", "abc", {"members": []}) == {"members": ["digits-0000"]}
     assert library.result("selections", "abc") == {"members": ["digits-0000"]}
     assert library.results("selections") == {"abc": {"members": ["digits-0000"]}}
     assert library.results("allocations") == {}

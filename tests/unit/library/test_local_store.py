@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import random
@@ -74,6 +75,36 @@ def test_unfinished_writes_are_found_by_age(tmp_path: Path) -> None:
     store.delete("models/.tmp-old")
     assert os.listdir(tmp_path / "models") == [".tmp-young"]
     assert store.list("") == ()
+
+
+def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = LocalStore(tmp_path)
+    store.write("trials/digits-0000/claim-2.json", b"{}")
+
+    def fail(folder: object) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(folder))
+
+    monkeypatch.setattr(os, "scandir", fail)
+    for look in (store.list, store.entries):
+        with pytest.raises(OSError, match="Input/output error"):
+            look("trials/")
+
+
+def test_a_folder_that_is_deleted_while_it_is_filled_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, make, deleted = LocalStore(tmp_path / "library"), Path.mkdir, []
+
+    def make_after_a_deletion(folder: Path, *arguments: object, **options: object) -> None:
+        if folder.name == "digits-0000" and not deleted:
+            deleted.append(folder.parent)
+            folder.parent.rmdir()
+        make(folder, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Path, "mkdir", make_after_a_deletion)
+    store.write("models/digits-0000/record.json", b"{}")
+    assert store.read("models/digits-0000/record.json") == b"{}"
+    assert deleted
 
 
 def _compete(root: Path, number: int, together: multiprocessing.synchronize.Barrier) -> list[bool]:

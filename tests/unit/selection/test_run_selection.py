@@ -284,6 +284,26 @@ def test_a_budget_of_parameters_needs_no_profile(workspace: Any, reference: Any)
     ]
 
 
+def test_a_budget_of_parameters_does_not_change_with_the_profiles_of_some_models(
+    workspace: Any, reference: Any
+) -> None:
+    pool = reference.pool(4, 40, 3, seed=0)
+    library = workspace.library("bare", pool, {f"m{row}": row for row in range(4)})
+    documents = workspace.documents(["bare"], [{"name": "two", "parametersMillions": 2}])
+    first = result_of(documents)
+    workspace.profile(library, {"m0": 0.1, "m1": 0.2})
+    assert run_selection(documents, documents.selection(), silent) == (first, False)
+
+
+def test_a_stored_result_that_was_tampered_with_is_refused(workspace: Any, reference: Any) -> None:
+    ready(workspace, reference)
+    documents = workspace.documents(["a"], BUDGETS)
+    file = workspace.folder / "a" / "selections" / f"{result_of(documents).digest}.json"
+    file.write_text(file.read_text().replace('"bestSingle"', '"best"'))
+    with pytest.raises(UserError, match=rf"{file}: bestSingle: Field required"):
+        run_selection(documents, documents.selection(), silent)
+
+
 def test_an_empty_library_is_refused(workspace: Any, reference: Any) -> None:
     workspace.library("empty", reference.pool(1, 40, 3, seed=0), {})
     documents = workspace.documents(["empty"], BUDGETS)

@@ -58,7 +58,7 @@ def test_sweeping_removes_regions_with_a_prefix_only():
     sharedmemory.sweep(other)
 
 
-def test_what_the_dead_left_is_removed_and_what_the_living_have_is_kept(tmp_path):
+def test_what_the_dead_left_is_removed_and_what_the_living_have_is_kept(tmp_path, monkeypatch):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     mine = FOLDER / f"{sharedmemory.new_prefix()}mine"
@@ -70,6 +70,18 @@ def test_what_the_dead_left_is_removed_and_what_the_living_have_is_kept(tmp_path
     assert [path.exists() for path in (mine, left, foreign)] == [True, False, True]
     mine.unlink()
     foreign.unlink()
+
+    remove = sharedmemory._remove_own
+
+    def remove_after_another_did(path):
+        path.unlink()
+        remove(path)
+
+    left.touch()
+    with monkeypatch.context() as patched:
+        patched.setattr(sharedmemory, "_remove_own", remove_after_another_did)
+        sharedmemory.sweep_dead()
+    assert not left.exists()
 
     (tmp_path / left.name / "models").mkdir(parents=True)
     sharedmemory.sweep_dead(tmp_path)

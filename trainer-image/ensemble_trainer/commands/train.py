@@ -18,7 +18,6 @@ from ensemble_core.library.names import LIBRARY
 from ensemble_core.library.store import Store, open_store
 from ensemble_core.library.timeline import Span, occupancy, search_timeline
 from ensemble_core.report import Report, add_report_arguments, run_reported
-
 from ensemble_trainer.datasets import Dataset, load_dataset
 from ensemble_trainer.driver import Driver, check_failures, has_work
 from ensemble_trainer.outcome import best_model, summary
@@ -79,7 +78,7 @@ def checked(document: HPOSearch, local: bool) -> tuple[SearchSpace, Dataset, Sto
     space = search_space(spec)
     if local:
         check_resources(spec)
-    store = open_store(spec.library.storage)
+    store = open_store(spec.library.storage, "spec.library.storage")
     dataset = load_dataset(spec.dataset, dataset_cache())
     header = dataset.header()
     if store.list(LIBRARY):

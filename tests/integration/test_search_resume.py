@@ -1,0 +1,287 @@
+"""`ensemble train` on real digits, killed at random moments and continued: on a folder and on S3."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ensemble_core.api.documents import load_documents
+from ensemble_core.library import names
+from ensemble_core.library.library import Library
+from ensemble_core.library.records import Rung
+from ensemble_core.library.store import open_store
+from ensemble_trainer.hyperband import hashed
+from ensemble_trainer.proposals import Proposer
+from ensemble_trainer.search import stopping_rule
+from ensemble_trainer.space import search_space
+
+NAME = "digits"
+TRIALS = 12
+DEADLINE = 240.0  # seconds for any one wait
+TINY = {
+    "batchSize": (64, 128),
+    "stemFilters": (2, 4),
+    "stageFilters": (2, 4),
+    **{f"blocksStage{stage}": (1, 1) for stage in range(1, 5)},
+}
+
+pytestmark = pytest.mark.timeout(900)
+
+
+def write_spec(file: Path, storage: dict[str, Any], **changes: Any) -> Path:
+    spec = {
+        "library": {"storage": storage},
+        "dataset": {"builtin": "digits"},
+        "trainer": {"maxEpochs": 3},
+        "parallelTrialCount": 2,
+        "maxTrialCount": TRIALS,
+        "parameters": [
+            {"name": name, "parameterType": "int", "feasibleSpace": {"min": low, "max": high}}
+            for name, (low, high) in TINY.items()
+        ],
+        **changes,
+    }
+    head = {"apiVersion": "ensemble-operator.io/v1alpha1", "kind": "HPOSearch", "metadata": {"name": NAME}}
+    file.write_text(yaml.safe_dump({**head, "spec": spec}))
+    return file
+
+
+@pytest.fixture(params=["folder", "s3"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setenv("ENSEMBLE_CACHE", str(tmp_path / "cache"))
+    if request.param == "folder":
+        return {"path": str(tmp_path / "library")}
+    return {"s3": {"bucket": request.getfixturevalue("s3").name, "prefix": "libraries/digits"}}
+
+
+@contextmanager
+def training(spec: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A running `ensemble train`; killed at the end if it still runs."""
+    command = [sys.executable, "-m", "ensemble_core.cli", "train", "--spec", str(spec)]
+    with log.open("ab") as output, subprocess.Popen(command, stderr=output, stdout=output) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def wait_until(condition: Callable[[], bool], what: Callable[[], str]) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline, what()
+        time.sleep(0.05)
+
+
+def opened(spec: Path) -> Library:
+    return Library.open(open_store(load_documents(spec).search().spec.library.storage))
+
+
+def recorded(spec: Path) -> int:
+    """Rungs recorded so far by all attempts."""
+    storage = load_documents(spec).search().spec.library.storage
+    return sum("/rung-" in path for path in open_store(storage).list("trials/"))
+
+
+def wait_for_rungs(spec: Path, count: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    wait_until(lambda: recorded(spec) >= count or process.poll() is not None, log.read_text)
+
+
+def descendants(root: int) -> dict[int, str]:
+    """Living processes below `root`, with the first word of their command line."""
+    parents, titles = {}, {}
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            stat = Path("/proc", entry, "stat").read_text()
+            titles[int(entry)] = Path("/proc", entry, "cmdline").read_bytes().split(b"\0")[0].decode()
+        except OSError:
+            continue
+        state, parent = stat.rpartition(")")[2].split()[:2]
+        if state != "Z":
+            parents[int(entry)] = int(parent)
+    below = {root}
+    while more := {process for process, parent in parents.items() if parent in below} - below:
+        below |= more
+    return {process: titles[process] for process in below - {root}}
+
+
+def kill_one(root: int, title: str) -> None:
+    """SIGKILL to the first process below `root` of that title; none if it has just ended."""
+    for process, found in sorted(descendants(root).items()):
+        if title in found:
+            os.kill(process, signal.SIGKILL)
+            return
+
+
+def living(process: int) -> bool:
+    try:
+        return Path("/proc", str(process), "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def check_library(spec_file: Path) -> None:
+    """Everything that an interrupted search must share with an uninterrupted one."""
+    document = load_documents(spec_file).search()
+    library = opened(spec_file)
+    assert library.verify() == []
+    assert [record.id for record in library.models()] == [f"{NAME}-{trial:04d}" for trial in range(TRIALS)]
+    claims = library.claims(NAME)
+    proposer = Proposer(document.spec.algorithm.name, document.spec.seed, search_space(document.spec))
+    assert [claims[trial].parameters for trial in range(TRIALS)] == [
+        proposer.propose(trial).parameters for trial in range(TRIALS)
+    ]
+    for record in library.models():  # once finished, a trial is claimed by nobody
+        assert record.origin.trial is not None
+        assert claims[record.origin.trial].attempt == record.origin.attempt
+    check_rungs(library, document.spec)
+    assert not [path for path in library.store.list("trials/") if "/checkpoint/" in path]
+
+
+def check_rungs(library: Library, spec: Any) -> None:
+    """Rungs are there once each, and their decisions are the rule's in the order of their sequence numbers."""
+    rule, claims = stopping_rule(spec), library.claims(NAME)
+    events: list[tuple[int, int, Rung]] = []
+    for trial, rungs in library.rungs(NAME).items():
+        assert [rung.goes_on for rung in rungs] == [True] * (len(rungs) - 1) + [False]
+        epochs = [rung.epoch for rung in rungs]
+        assert epochs == [1, 3][: len(epochs)]
+        assert library.model(names.trial_id(NAME, trial)).epochs == epochs[-1]
+        events += [(rung.sequence, claims[trial].bracket, rung) for rung in rungs]
+    assert len({sequence for sequence, _, _ in events}) == len(events)
+    earlier: dict[tuple[int, int], list[float | None]] = {}
+    for _, bracket, rung in sorted(events, key=lambda event: event[0]):
+        values = earlier.setdefault((bracket, rung.epoch), [])
+        assert rung.goes_on == rule.goes_on(values, rung.value, rung.epoch)
+        values.append(rung.value)
+
+
+def test_killed_anywhere_it_continues(storage: dict[str, Any], tmp_path: Path) -> None:
+    spec, log = write_spec(tmp_path / "search.yaml", storage), tmp_path / "log"
+    rng = random.Random(hashed(sorted(storage)))
+    with training(spec, log) as process:
+        wait_for_rungs(spec, rng.randint(1, 3), process, log)
+        kill_one(process.pid, "ray::Worker")  # its trial continues on a fresh one
+        wait_for_rungs(spec, 4, process, log)
+        assert process.poll() is None, log.read_text()
+        kill_one(process.pid, "raylet/raylet")
+        # Where Ray hands out nothing any more the command ends; what was on its way may also suffice.
+        assert process.wait(DEADLINE) in (0, 1), log.read_text()
+    finished = {record.id: record for record in opened(spec).models()}
+    more = recorded(spec) + rng.randint(1, 3)
+    with training(spec, log) as process:
+        wait_for_rungs(spec, more, process, log)
+        family = descendants(process.pid)
+        time.sleep(rng.uniform(0, 0.5))
+        process.kill()
+        process.wait(DEADLINE)
+        wait_until(lambda: not any(map(living, family)), lambda: f"{family} outlive their driver")
+    with training(spec, log) as process:
+        assert process.wait(DEADLINE) == 0, log.read_text()
+    check_library(spec)
+    after = {record.id: record for record in opened(spec).models()}
+    assert {key: after[key] for key in finished} == finished
+    attempts = opened(spec).newest_attempt(NAME)
+    with training(spec, log) as process:
+        assert process.wait(DEADLINE) == 0
+    assert opened(spec).newest_attempt(NAME) == attempts  # nothing to do, nothing begun
+
+
+def test_an_old_driver_that_wakes_up_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENSEMBLE_CACHE", str(tmp_path / "cache"))
+    spec = write_spec(tmp_path / "search.yaml", {"path": str(tmp_path / "library")})
+    old_log, log = tmp_path / "old", tmp_path / "log"
+    with training(spec, old_log) as old:
+        wait_for_rungs(spec, 2, old, old_log)
+        old.send_signal(signal.SIGSTOP)
+        assert old.poll() is None, old_log.read_text()
+        with training(spec, log) as new:
+            assert new.wait(DEADLINE) == 0, log.read_text()
+        check_library(spec)
+        library = opened(spec)
+        before = (library.digest(), library.trials(NAME))
+        old.send_signal(signal.SIGCONT)
+        assert old.wait(DEADLINE) == 3, old_log.read_text()
+    assert "has taken over" in old_log.read_text()
+    assert (library.digest(), library.trials(NAME)) == before
+
+
+def test_interrupted_it_ends_at_once_and_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENSEMBLE_CACHE", str(tmp_path / "cache"))
+    spec, log = write_spec(tmp_path / "search.yaml", {"path": str(tmp_path / "library")}), tmp_path / "log"
+    with training(spec, log) as process:
+        wait_for_rungs(spec, 1, process, log)
+        family = descendants(process.pid)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(DEADLINE) == 130, log.read_text()
+        wait_until(lambda: not any(map(living, family)), lambda: f"{family} outlive their driver")
+    assert opened(spec).verify() == []
+
+
+FAILING = """
+import argparse, json, os, signal, sys
+from ensemble_core.report import run_reported
+from ensemble_trainer.commands.train import train
+from ensemble_trainer.worker import resnet_run
+
+def make_run(parameters, dataset, trial, spec):
+    if trial == 0:
+        raise MemoryError("no room for the weights")
+    if trial == 1:
+        raise ValueError("bad luck" * 2000)
+    if trial == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    run = resnet_run(parameters, dataset, trial, spec)
+    if trial == 3:
+        for weights in run.network.parameters():
+            weights.data.fill_(float("nan"))
+    return run
+
+arguments = argparse.Namespace(spec=sys.argv[1], report=f"file:{sys.argv[2]}", name=None, ray=None)
+sys.exit(run_reported(arguments, "train", lambda report: train(arguments, report, make_run)))
+"""
+
+
+def run_failing(tmp_path: Path, **changes: Any) -> tuple[int, dict[str, Any], str]:
+    """Six trials of which four fail; exit code, report and log."""
+    (tmp_path / "failing.py").write_text(FAILING)
+    storage = {"path": str(tmp_path / "library")}
+    spec = write_spec(tmp_path / "search.yaml", storage, maxTrialCount=6, algorithm={"name": "random"}, **changes)
+    command = [sys.executable, str(tmp_path / "failing.py"), str(spec), str(tmp_path / "report.json")]
+    done = subprocess.run(command, capture_output=True, timeout=DEADLINE, check=False)
+    return done.returncode, json.loads((tmp_path / "report.json").read_text()), done.stderr.decode()
+
+
+def test_failing_trials_are_recorded_and_the_others_finish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENSEMBLE_CACHE", str(tmp_path / "cache"))
+    code, report, log = run_failing(tmp_path, maxFailedTrialCount=1)
+    assert (code, report["state"]) == (1, "Failed"), log
+    assert "more than maxFailedTrialCount 1" in report["error"]["message"]
+    library = opened(tmp_path / "search.yaml")
+    assert len(library.failures(NAME)) == 2
+    code, report, log = run_failing(tmp_path, maxFailedTrialCount=4)
+    assert (code, report["state"]) == (0, "Succeeded"), log
+    failures, claims = library.failures(NAME), library.claims(NAME)
+    reasons = {trial: failure.reason for trial, failure in failures.items()}
+    assert reasons == {0: "OutOfMemory", 1: "Raised", 2: "Lost", 3: "Diverged"}
+    assert all(failure.parameters == claims[trial].parameters for trial, failure in failures.items())
+    assert failures[0].message == "MemoryError: no room for the weights"
+    assert failures[1].message.startswith("ValueError: bad luck")
+    assert "make_run" in failures[1].message
+    assert len(failures[1].message) <= 4096
+    assert [record.id for record in library.models()] == ["digits-0004", "digits-0005"]
+    summary = report["result"]["summary"]
+    assert summary["trials"] == {"total": 6, "succeeded": 2, "failed": 4, "unfinished": 0}
+    assert summary["best"]["modelId"] in ("digits-0004", "digits-0005")
+    assert report["progress"]["done"] == report["progress"]["total"] == 6

@@ -1,0 +1,125 @@
+"""What `ensemble train` refuses before anything is written, and before Ray starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from ensemble_core import cli
+from ensemble_core.api.hposearch import HPOSearchSpec
+from ensemble_core.library.library import Library
+from ensemble_core.library.store import LocalStore
+from ensemble_trainer.slots import _share, ray_address
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENSEMBLE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def write_spec(folder: Path, **changes: Any) -> Path:
+    rng = np.random.default_rng(0)
+    if not (folder / "data.npz").exists():
+        images = rng.integers(0, 255, (60, 8, 8, 1), dtype=np.uint8)
+        np.savez(folder / "data.npz", images=images, labels=np.arange(60) % 3)
+    spec = {
+        "library": {"storage": {"path": "library"}},
+        "dataset": {"arrays": "data.npz"},
+        "maxTrialCount": 4,
+        **changes,
+    }
+    head = {"apiVersion": "ensemble-operator.io/v1alpha1", "kind": "HPOSearch", "metadata": {"name": "noise"}}
+    file = folder / "search.yaml"
+    file.write_text(yaml.safe_dump({**head, "spec": spec}))
+    return file
+
+
+def train(file: Path, capsys: pytest.CaptureFixture[str], *more: str) -> tuple[int, str]:
+    code = cli.main(["train", "--spec", str(file), *more])
+    return code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"resourcesPerTrial": {"cpu": 256}}, "spec.resourcesPerTrial.cpu: 256 is more than"),
+        (
+            {"parameters": [{"name": "lr", "parameterType": "double", "feasibleSpace": {"min": 0, "max": 1}}]},
+            "search.yaml (HPOSearch noise): spec.parameters[0].name: 'lr' is unknown",
+        ),
+        ({"dataset": {"arrays": "missing.npz"}}, "missing.npz"),
+    ],
+)
+def test_bad_input_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], message: str
+) -> None:
+    code, error = train(write_spec(tmp_path, **changes), capsys, "--report", f"file:{tmp_path}/report.json")
+    assert code == 2
+    assert message in error
+    assert not (tmp_path / "library").exists()
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["state"] == "Failed"
+    assert message in f"{report['error']['field']}: {report['error']['message']}"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_library_of_other_data_is_left_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from ensemble_core.api.documents import load_documents
+    from ensemble_trainer.datasets import load_dataset
+
+    file = write_spec(tmp_path)
+    dataset = load_dataset(load_documents(file).search().spec.dataset, None)
+    Library.create(LocalStore(tmp_path / "library"), dataset.header(), dataset.labels())
+    before = files(tmp_path / "library")
+    code, error = train(write_spec(tmp_path, dataset={"arrays": "data.npz", "split": {"seed": 5}}), capsys)
+    assert code == 2
+    assert "fingerprint" in error
+    assert files(tmp_path / "library") == before
+
+
+def test_the_given_cluster_goes_before_that_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ray_address(None) is None
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert ray_address(None) == "10.0.0.1:6379"
+    assert ray_address("there:1") == "there:1"
+
+
+def test_the_driver_imports_no_torch_and_no_ray_before_there_is_work(tmp_path: Path) -> None:
+    import subprocess
+
+    code = "import sys, ensemble_trainer.commands.train; print(sorted({'torch', 'ray'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120, check=True, env=os.environ)
+    assert done.stdout.decode().strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("resources", "present", "slots", "share"),
+    [
+        ({}, 0, 4, 0.0),
+        ({}, 1, 4, 0.25),  # four trials share the only GPU
+        ({}, 2, 3, 0.66),
+        ({}, 8, 4, 1.0),
+        ({"gpu": 0}, 8, 4, 0.0),
+        ({"gpu": 0.5}, 8, 4, 0.5),
+    ],
+)
+def test_gpus_are_shared_among_the_slots(resources: dict[str, Any], present: float, slots: int, share: float) -> None:
+    content = {
+        "library": {"storage": {"path": "/unused"}},
+        "dataset": {"builtin": "digits"},
+        "maxTrialCount": 9,
+        "parallelTrialCount": slots,
+        "resourcesPerTrial": resources,
+    }
+    assert _share(HPOSearchSpec.model_validate(content), present) == share
