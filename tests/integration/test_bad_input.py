@@ -895,7 +895,7 @@ DATA_CASES = (
         "one class",
         data(labels=np.zeros(90, int)),
         (TRAIN, RUN),
-        ("data.npz: has one class; classification needs at least 2 classes",),
+        ("data.npz: has 1 class; classification needs at least 2",),
     ),
     Case(
         "no samples",
@@ -1001,7 +1001,7 @@ LIBRARY_CASES = (
         search("seed", 7),
         (TRAIN, HERE),
         (
-            f"{BEGUN}.seed: differs from the first start of search tiny in this library, which had seed 0; use another name",
+            f"{BEGUN}.seed: differs from the first start of search tiny in this library, which had seed 0",
             "library/searches/tiny/spec.json",
         ),
     ),
@@ -1464,7 +1464,7 @@ def test_trials_that_diverge_are_recorded_until_they_are_too_many(
     folder, process = diverging
     assert process.wait(SECONDS) == 1
     *lines, last = (folder / "errors").read_text().splitlines()
-    assert [line.split(":")[:2] for line in lines] == [["a trial on slot 0 failed", " Diverged"]] * 2
+    assert ["failed: Diverged: " in line for line in lines] == [True, True]
     assert last.startswith(
         "ensemble train: 2 trials of tiny failed, more than maxFailedTrialCount 1; the last: Diverged"
     )

@@ -117,8 +117,8 @@ def _read(spec: DatasetSpec, path: Path | None) -> Source:
 
 def _divided(source: Source, spec: DatasetSpec) -> Dataset:
     if len(source.class_names) < 2:
-        found = "one class" if source.class_names else "no samples"
-        raise UserError(source.where, f"has {found}; classification needs at least 2 classes")
+        found = "1 class" if source.class_names else "no samples"
+        raise UserError(source.where, f"has {found}; classification needs at least 2")
     parts = dict(source.parts)
     percents = {"validation": spec.split.validation_percent, "heldout": spec.split.heldout_percent}
     missing = [name for name in percents if name not in parts]

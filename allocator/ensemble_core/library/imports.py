@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,10 @@ def check_onnx(path: Path, signature: Signature) -> None:
 
 def _check_answer(session: Any, path: Path, signature: Signature) -> None:
     samples = np.zeros((2, *signature.input_shape), signature.input_type)
-    answer = session.run(["PROBABILITIES"], {"INPUT": samples})[0]
+    try:
+        answer = session.run(["PROBABILITIES"], {"INPUT": samples})[0]
+    except Exception as error:  # as above
+        raise UserError(str(path), f"ONNX Runtime cannot run it: {str(error).splitlines()[0]}") from error
     if answer.dtype != np.float32 or answer.shape != (2, signature.classes):
         told = f"{answer.dtype} {list(answer.shape)} for 2 samples"
         raise UserError(str(path), f"PROBABILITIES is {told}; it must be float32 [2, {signature.classes}]")
@@ -139,9 +143,18 @@ def _graph(path: Path) -> Any:
         graph = onnx.load(str(path), load_external_data=False).graph
     except Exception as error:  # protobuf's, of several types
         raise UserError(str(path), f"is no ONNX file: {error}") from error
-    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in graph.initializer):
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(graph)):
         raise UserError(str(path), "keeps weights in other files; save it as one file")
     return graph
+
+
+def _tensors(graph: Any) -> Iterator[Any]:
+    """All initializers and constants, those of inner graphs too."""
+    yield from graph.initializer
+    for attribute in (attribute for node in graph.node for attribute in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        for inner in (attribute.g, *attribute.graphs):
+            yield from _tensors(inner)
 
 
 def _readable(path: Path) -> None:

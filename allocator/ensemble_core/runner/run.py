@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from ensemble_core.runner.gather import Made, different_members, run_facts
 from ensemble_core.runner.page import render_page
 from ensemble_core.runner.relocate import dump
 from ensemble_core.runner.show import Show
-from ensemble_core.runner.stages import Stage, StageFailed, follow, problem_of, read_report, start
+from ensemble_core.runner.stages import Running, Stage, StageFailed, follow, problem_of, read_report, start
 from ensemble_core.runner.table import summary_table
 from ensemble_core.selection.result import SelectionResult
 from ensemble_core.selection.run import find_result
@@ -30,6 +30,7 @@ from ensemble_core.serving.errors import ServingError
 
 TOLERANCE = 1e-5  # of the endpoint's probabilities
 SERVE_SECONDS = 300.0  # until the endpoint must answer
+LOOK_SECONDS = 0.5  # between looks at the endpoint while it is kept
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,24 @@ class Workspace:
 
     def report(self, name: str) -> Path:
         return self.output / "reports" / f"{name}.json"
+
+
+@dataclass(frozen=True)
+class Served:
+    """The stage that serves."""
+
+    stage: Stage
+    running: Running
+
+    def address(self) -> dict[str, str]:
+        """Where its endpoints listen, empty until they do."""
+        addresses: dict[str, str] = read_report(self.stage.report).get("progress", {})
+        return addresses
+
+    def check(self) -> None:
+        """StageFailed if it has ended."""
+        if (code := self.running.code()) is not None:
+            raise StageFailed(self.stage, code, problem_of(read_report(self.stage.report)))
 
 
 class Run:
@@ -86,14 +105,14 @@ class Run:
         _check_deployed(result, self.deployment.spec.selection_ref.budget_name)
         allocations = self._allocate(result)
         self._stage("held-out samples", "dataset", *self._search_name(), "--output", str(self.workspace.heldout))
-        with self._served() as address:
-            endpoint = self._ask(result, address)
+        with self._served() as served:
+            endpoint = self._ask(result, served)
             made = Made(self.documents, result, allocations, endpoint, occupancy, self._began)
             facts = run_facts(made)
             self._tell(facts)
             _judge(result, endpoint)
-            while keep_serving:
-                time.sleep(1)
+            if keep_serving:
+                self._keep(served)
         return facts
 
     def _stage(self, title: str, verb: str, *arguments: str) -> dict[str, Any]:
@@ -129,31 +148,39 @@ class Run:
         return found
 
     @contextmanager
-    def _served(self) -> Iterator[dict[str, str]]:
-        """The addresses of the served deployment, once it answers."""
+    def _served(self) -> Iterator[Served]:
+        """The served deployment, once it answers."""
         arguments = ("--spec", str(self.workspace.documents), "--name", self.deployment.metadata.name)
         stage = Stage("serve", "serve", arguments, self.workspace.report("serve"))
-        running = start(stage, self.show.say)
+        served = Served(stage, start(stage, self.show.say))
         try:
             deadline = time.monotonic() + SERVE_SECONDS
-            while not (address := read_report(stage.report).get("progress", {})).get("grpc"):
-                if (code := running.code()) is not None:
-                    raise StageFailed(stage, code, problem_of(read_report(stage.report)))
+            while not served.address().get("grpc"):
+                served.check()
                 if time.monotonic() > deadline:
                     raise CommandError(f"serve: did not answer within {SERVE_SECONDS:.0f} s")
                 time.sleep(0.1)
-            yield address
+            yield served
         finally:
-            running.stop()
+            served.running.stop()
 
-    def _ask(self, result: SelectionResult, address: dict[str, str]) -> Endpoint:
+    def _keep(self, served: Served) -> None:
+        """Wait for Ctrl-C; StageFailed if the endpoint is gone before."""
+        self.show.say("The endpoint stays up until Ctrl-C.")
+        with suppress(KeyboardInterrupt):
+            while True:
+                served.check()
+                time.sleep(LOOK_SECONDS)
+
+    def _ask(self, result: SelectionResult, served: Served) -> Endpoint:
         libraries = [Library.open(open_store(source.storage)) for source in result.sources]
         budget = result.budget(self.deployment.spec.selection_ref.budget_name)
         assert budget is not None
-        model, header = self.deployment.metadata.name, libraries[0].header
+        model, header, address = self.deployment.metadata.name, libraries[0].header, served.address()
         try:
             answers = ask_heldout(address["grpc"], model, self.workspace.heldout, libraries, budget.members)
         except ServingError as error:
+            served.check()
             raise CommandError(f"the endpoint does not answer: {error}") from error
         return Endpoint(
             model=model,

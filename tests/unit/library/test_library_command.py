@@ -204,6 +204,36 @@ def test_files_that_are_no_models_are_refused(shelf: list[str], model: Callable[
     assert not (tmp_path / "library").exists()
 
 
+@pytest.mark.parametrize("inner", [False, True])
+def test_a_constant_in_another_file_is_refused(
+    shelf: list[str], model: Callable[..., Path], tmp_path: Path, inner: bool
+) -> None:
+    path = model()
+    content = onnx.load(path)
+    tensor = TensorProto(data_location=TensorProto.EXTERNAL, data_type=TensorProto.FLOAT, dims=[1])
+    tensor.external_data.add(key="location", value="../../secret")
+    node = helper.make_node("Constant", [], ["secret"], value=tensor)
+    branch = helper.make_graph([node], "branch", [], [])
+    content.graph.node.append(helper.make_node("If", ["c"], ["s"], then_branch=branch) if inner else node)
+    path.write_bytes(content.SerializeToString())
+    with pytest.raises(UserError, match=f"{path}: keeps weights in other files"):
+        ensemble("add", tmp_path / "library", *shelf, "--onnx", path)
+
+
+def test_a_model_that_fails_on_two_samples_is_refused(
+    shelf: list[str], model: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = model()
+    content = onnx.load(path)
+    content.graph.node[0].input[0] = "one"
+    content.graph.node.insert(0, helper.make_node("Reshape", ["INPUT", "shape"], ["one"]))
+    content.graph.initializer.append(helper.make_tensor("shape", TensorProto.INT64, [4], [1, 4, 4, 1]))
+    path.write_bytes(content.SerializeToString())
+    with pytest.raises(UserError, match=f"{path}: ONNX Runtime cannot run it: "):
+        ensemble("add", tmp_path / "library", *shelf, "--onnx", path)
+    assert not (tmp_path / "library").exists()
+
+
 @pytest.mark.parametrize(
     ("file", "array", "told"),
     [

@@ -41,7 +41,7 @@ def test_samples_that_the_model_does_not_take_are_refused(arguments, samples, pr
 def test_an_input_that_is_no_array_is_refused(arguments, content):
     if content is not None:
         arguments.input.write_bytes(content)
-    with pytest.raises(UserError, match="not a readable"):
+    with pytest.raises(UserError, match=r"not a readable|cannot be read: No such file"):
         predict.run(arguments)
 
 

@@ -102,7 +102,7 @@ def test_given_splits_are_used_as_they_are(archive):
         ({"labels": np.arange(60) % 2 * 5}, "labels", "has no sample of class 1"),
         ({"labels": np.zeros(60, int)}, None, "has 1 class; classification needs at least 2"),
         ({"classNames": np.array(["a", "a", "b"])}, "classNames", "different names"),
-        ({"classNames": np.array(["a", {}, "b"], object)}, "classNames", "cannot be read"),
+        ({"classNames": np.array(["a", {}, "b"], object)}, "classNames", "holds Python objects"),
         ({"ids": np.array(["x"] * 60)}, "ids", "60 different ids"),
         ({"images_validation": np.zeros((2, 5, 4), np.uint8)}, "labels_validation", "is missing"),
         (

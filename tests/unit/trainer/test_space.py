@@ -61,7 +61,7 @@ def test_a_given_space_replaces_the_default(spec, parameter, expected):
         (entry("learningRate", "double", min=0, max=0.01), "feasibleSpace.min", "from 1e-08"),
         (entry("l2", "double", min=-0.1), "feasibleSpace.min", "from 0"),
         (entry("batchSize", "int", min=1), "feasibleSpace.min", "from 2"),
-        (entry("batchSize", "int", min=49), "feasibleSpace.max", "empty search space"),
+        (entry("batchSize", "int", min=49), "feasibleSpace.min", "max 48 (the default) is below min 49"),
         (entry("l2", "double", distribution="logUniform"), "feasibleSpace.min", "above 0"),
         (entry("batchSize", "discrete", list=["8.5"]), "feasibleSpace.list[0]", "whole number"),
     ],
