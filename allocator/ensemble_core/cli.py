@@ -40,7 +40,11 @@ def main(argv: list[str] | None = None) -> int:
     if not found:
         print(f"ensemble: no verb {name!r}; there are {', '.join(VERBS)}", file=sys.stderr)
         return USAGE
-    return _run(next(iter(found)), arguments[1:])
+    try:
+        return _run(next(iter(found)), arguments[1:])
+    except KeyboardInterrupt:
+        print(f"ensemble {name}: interrupted; the same command continues", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _run(entry: EntryPoint, arguments: list[str]) -> int:
@@ -56,9 +60,6 @@ def _run(entry: EntryPoint, arguments: list[str]) -> int:
     except UserError as error:
         print(f"ensemble {entry.name}: {error}", file=sys.stderr)
         return USAGE
-    except KeyboardInterrupt:
-        print(f"ensemble {entry.name}: interrupted; the same command continues", file=sys.stderr)
-        return INTERRUPTED
 
 
 def _help() -> str:

@@ -23,7 +23,7 @@ from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.plan import Member
 from ensemble_core.allocation.prepare import find_ensemble, load_allocation, load_plan, overridden, subject_of
 from ensemble_core.api.documents import load_documents
-from ensemble_core.api.ensembledeployment import BEST_SINGLE
+from ensemble_core.api.ensembleselection import BEST_SINGLE
 from ensemble_core.commands import allocate, profile, select
 from ensemble_core.errors import UserError
 from ensemble_core.library.library import Library

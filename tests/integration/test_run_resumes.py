@@ -37,7 +37,7 @@ REAPER = Path(__file__).with_name("until_all_ended.py")
 REACHED_SECONDS = 180.0  # for a point to be reached
 GONE_SECONDS = 60.0  # for all processes of an interrupted run to end
 INTERRUPTED_SECONDS = 30.0  # for a run that was interrupted by Ctrl-C to end
-POLL_SECONDS = 0.02
+POLL_SECONDS = 0.1
 TRIALS = 6
 INTERRUPTED = "interrupted; the same command continues"
 

@@ -1,5 +1,6 @@
-"""As a script, `until_all_ended.py COMMAND...` runs a command in a session of its own and ends when nothing of it is left.
+"""As a script, `until_all_ended.py COMMAND...` runs a command and ends when nothing of it is left.
 
+The command leads a session of its own.
 What the command leaves behind becomes this process's child, however it detached itself; so this process ends exactly
 when the last descendant has. Its exit code is the command's, 128 + N if signal N killed it.
 """

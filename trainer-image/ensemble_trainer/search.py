@@ -169,6 +169,14 @@ class Search:
         self.records.append(published.record)
         trial.ended = True
 
+    def drop_leftovers(self) -> None:
+        """Delete checkpoints of trials that have ended: what a kill between publishing and cleaning up leaves."""
+        events = map(names.event_of, self.library.store.list(f"trials/{self.name}-"))
+        kept = {event[1] for event in events if event and event[0] == self.name and event[3].startswith("checkpoint/")}
+        for number in sorted(kept):
+            if self.trials[number].ended:
+                self.library.drop_checkpoints(self.name, number)
+
     def _claim(self, claim: Claim) -> None:
         if not self.library.claim(self.name, claim):
             raise Fenced(f"trial {claim.trial} of {self.name} is claimed for attempt {claim.attempt} by someone else")

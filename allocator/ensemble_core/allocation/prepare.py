@@ -18,7 +18,7 @@ from ensemble_core.allocation.plan import DeviceRow, Member, Plan, plan_of
 from ensemble_core.allocation.result import AllocationResult, SelectionOf, Subject
 from ensemble_core.allocation.rows import device_rows
 from ensemble_core.api.documents import Documents
-from ensemble_core.api.ensembledeployment import BEST_SINGLE, EnsembleDeployment, Optimization
+from ensemble_core.api.ensembledeployment import EnsembleDeployment, Optimization
 from ensemble_core.errors import UserError
 from ensemble_core.library.library import SERVABLE, Library
 from ensemble_core.library.records import ModelRecord, Profile, Signature
@@ -196,14 +196,12 @@ def _profile(ensemble: Ensemble, index: int, row: DeviceRow) -> Profile:
 def _chosen(where: str, result: SelectionResult, name: str) -> tuple[MemberResult, ...]:
     """Members of a budget's ensemble, or the best single model alone."""
     where = f"{where}: spec.selectionRef.budgetName"
+    if members := result.members(name):
+        return members
     budget = result.budget(name)
-    if budget is None and name == BEST_SINGLE:
-        return (MemberResult(**dict(result.best_single), weight=1),)
     if budget is None:
         raise UserError(where, f"{name} is none of the budgets {', '.join(budget.name for budget in result.budgets)}")
-    if not budget.members:
-        raise UserError(where, f"{name} has no ensemble: {budget.reason}")
-    return budget.members
+    raise UserError(where, f"{name} has no ensemble: {budget.reason}")
 
 
 def _unique(names: Sequence[str]) -> list[str]:

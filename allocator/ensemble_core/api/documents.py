@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 
 from ensemble_core.api.common import API_VERSION, NAME, Storage
 from ensemble_core.api.ensembledeployment import EnsembleDeployment
-from ensemble_core.api.ensembleselection import EnsembleSelection
+from ensemble_core.api.ensembleselection import BEST_SINGLE, EnsembleSelection
 from ensemble_core.api.hposearch import HPOSearch
 from ensemble_core.errors import UserError
 
@@ -123,6 +123,7 @@ def check_references(documents: Documents, complete: bool = False) -> None:
             )
         if reference.name in documents.selections:
             budgets = [budget.name for budget in documents.selections[reference.name].spec.budgets]
+            budgets.append(BEST_SINGLE)
             problems += _unknown(f"{where}.selectionRef.budgetName", "budget", reference.budget_name, budgets)
     _raise(problems)
 

@@ -21,17 +21,18 @@ from ensemble_core.api.common import (
     Text,
     Workload,
 )
+from ensemble_core.api.ensembleselection import BEST_SINGLE
 from ensemble_core.api.rules import Rule, Ruled, unique
 from ensemble_core.frozen import Frozen
-
-BEST_SINGLE = "best-single"  # as a budget's name, where there is none of that name: the best single model alone
 
 
 class SelectionRef(Frozen):
     """An ensemble."""
 
     name: Name = Field(description="Name of an EnsembleSelection in the same namespace.")
-    budget_name: Name = Field(description="Which of its budgets.")
+    budget_name: Name = Field(
+        description=f"Which of its budgets; `{BEST_SINGLE}` for the best single model instead of an ensemble."
+    )
 
 
 class Device(Frozen):

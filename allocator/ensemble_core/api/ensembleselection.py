@@ -33,6 +33,7 @@ class Source(Ruled):
     storage: Storage | None = Field(None, description="A library of any origin.")
 
 
+BEST_SINGLE = "best-single"  # instead of a budget's name: the best single model by validation, whatever it costs
 _LIMITS = ("inferenceTimeSeconds", "memoryMiB", "parametersMillions", "energyJoules")
 Limit = Annotated[float, Field(gt=0, le=1e12)]
 
@@ -46,6 +47,12 @@ class Budget(Ruled):
             f"must have at least one of {', '.join(_LIMITS)}",
             " || ".join(f"has(self.{limit})" for limit in _LIMITS),
             lambda budget: any(limit is not None for limit in budget.limits().values()),
+        ),
+        Rule(
+            "name",
+            f"must not be {BEST_SINGLE}, which stands for the best single model",
+            f"self.name != '{BEST_SINGLE}'",
+            lambda budget: budget.name != BEST_SINGLE,
         ),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ensemble_core.library.records import Metrics
+from ensemble_core.library.timeline import Span
 
 
 @dataclass(frozen=True)
@@ -46,17 +47,6 @@ class PathFacts:
     weight: float
     steps: tuple[tuple[str, float, float], ...]
     won: bool
-
-
-@dataclass(frozen=True)
-class Span:
-    """Busy time of a slot: a trial's call, Unix seconds."""
-
-    slot: int
-    trial: int
-    started_at: float
-    finished_at: float
-    label: str  # "epochs 1-3", "export", "failed: Diverged"
 
 
 @dataclass(frozen=True)

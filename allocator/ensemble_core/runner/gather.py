@@ -10,13 +10,13 @@ from importlib.metadata import version
 
 from ensemble_core.allocation.result import AllocationResult
 from ensemble_core.api.documents import Documents
-from ensemble_core.api.ensembledeployment import BEST_SINGLE
+from ensemble_core.api.ensembleselection import BEST_SINGLE
 from ensemble_core.devices import cpu_model
 from ensemble_core.library.library import Library
 from ensemble_core.library.records import ModelRecord
 from ensemble_core.library.store import open_store
 from ensemble_core.library.timeline import search_timeline
-from ensemble_core.runner.facts import Endpoint, EnsembleFacts, MatrixFacts, ModelFacts, PathFacts, RunFacts, Span
+from ensemble_core.runner.facts import Endpoint, EnsembleFacts, MatrixFacts, ModelFacts, PathFacts, RunFacts
 from ensemble_core.runner.relocate import dump
 from ensemble_core.selection.result import BudgetResult, ModelReference, SelectionResult
 
@@ -65,11 +65,11 @@ def run_facts(made: Made) -> RunFacts:
         samples={str(split): count for split, count in libraries[0].header.samples.items()},
         failed_trials=sum(len(library.failures(name)) for library, name in searches),
         models=model_facts(libraries, result),
-        best_single=single_facts(result, speeds.get(BEST_SINGLE)),
+        best_single=single_facts(result, speeds.get(BEST_SINGLE), deployed == BEST_SINGLE),
         ensembles=tuple(ensemble_facts(b, speeds.get(b.name), b.name == deployed) for b in result.budgets),
         front=front_facts(result),
         paths=path_facts(result),
-        spans=tuple(Span(s.slot, s.trial, s.started_at, s.finished_at, s.label) for s in spans),
+        spans=spans,
         slots=1 + max((span.slot for span in spans), default=0),
         occupancy=made.occupancy,
         matrices=matrices,
@@ -119,7 +119,7 @@ def _most_epochs(records: Iterable[ModelRecord]) -> float:
     return max((record.epochs for record in records), default=0)
 
 
-def single_facts(result: SelectionResult, throughput: float | None) -> EnsembleFacts:
+def single_facts(result: SelectionResult, throughput: float | None, deployed: bool) -> EnsembleFacts:
     """The best single model by validation, as an ensemble of one."""
     single = result.best_single
     return EnsembleFacts(
@@ -131,6 +131,7 @@ def single_facts(result: SelectionResult, throughput: float | None) -> EnsembleF
         heldout=single.heldout,
         cost=single.cost.inference_time_seconds,
         throughput=throughput,
+        deployed=deployed,
     )
 
 

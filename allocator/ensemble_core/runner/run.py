@@ -12,7 +12,8 @@ from typing import Any
 from ensemble_core.allocation.prepare import load_allocation, overridden
 from ensemble_core.allocation.result import AllocationResult
 from ensemble_core.api.documents import Documents
-from ensemble_core.api.ensembledeployment import BEST_SINGLE, EnsembleDeployment
+from ensemble_core.api.ensembledeployment import EnsembleDeployment
+from ensemble_core.api.ensembleselection import BEST_SINGLE
 from ensemble_core.library.library import Library
 from ensemble_core.library.store import open_store
 from ensemble_core.report import CommandError
@@ -174,11 +175,10 @@ class Run:
 
     def _ask(self, result: SelectionResult, served: Served) -> Endpoint:
         libraries = [Library.open(open_store(source.storage)) for source in result.sources]
-        budget = result.budget(self.deployment.spec.selection_ref.budget_name)
-        assert budget is not None
+        members = result.members(self.deployment.spec.selection_ref.budget_name)
         model, header, address = self.deployment.metadata.name, libraries[0].header, served.address()
         try:
-            answers = ask_heldout(address["grpc"], model, self.workspace.heldout, libraries, budget.members)
+            answers = ask_heldout(address["grpc"], model, self.workspace.heldout, libraries, members)
         except ServingError as error:
             served.check()
             raise CommandError(f"the endpoint does not answer: {error}") from error
@@ -205,11 +205,11 @@ class Run:
 
 
 def _check_deployed(result: SelectionResult, name: str) -> None:
-    budget = result.budget(name)
-    assert budget is not None  # the reference was checked
-    if not budget.members:
+    if not result.members(name):
+        budget = result.budget(name)
         raise CommandError(
-            f"the budget {name}, which spec.selectionRef.budgetName deploys, has no ensemble: {budget.reason}"
+            f"the budget {name}, which spec.selectionRef.budgetName deploys, has no ensemble: "
+            f"{budget.reason if budget else 'there is no such budget'}"
         )
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from ensemble_core.api.common import Storage
+from ensemble_core.api.ensembleselection import BEST_SINGLE
 from ensemble_core.frozen import Frozen
 from ensemble_core.library.records import Metrics, ModelId, Sha256
 
@@ -116,3 +117,10 @@ class SelectionResult(Frozen):
     def budget(self, name: str) -> BudgetResult | None:
         """The budget of that name."""
         return next((budget for budget in self.budgets if budget.name == name), None)
+
+    def members(self, name: str) -> tuple[MemberResult, ...]:
+        """Members of a budget's ensemble, or of `best-single` that model alone; empty if there is none."""
+        if name == BEST_SINGLE:
+            return (MemberResult(**dict(self.best_single), weight=1),)
+        budget = self.budget(name)
+        return budget.members if budget else ()

@@ -220,6 +220,7 @@ def test_references(load: Load) -> None:
     check_references(load(SEARCH, SELECTION, DEPLOYMENT), complete=True)
     check_references(load(SELECTION))
     check_references(load(DEPLOYMENT))
+    check_references(load(SEARCH, SELECTION, DEPLOYMENT.replace("budgetName: small", "budgetName: best-single")))
     with pytest.raises(UserError, match=r'sources\[0\].hpoSearchName: "digits" is no HPOSearch'):
         check_references(load(SELECTION), complete=True)
     with pytest.raises(UserError, match="EnsembleSelection of this file; there is none"):
@@ -236,7 +237,7 @@ def test_all_wrong_references_are_told(load: Load, tmp_path: Path) -> None:
         'test.yaml: EnsembleSelection digits: spec.sources[0].hpoSearchName: "digit" is no HPOSearch of this file;'
         " did you mean digits?; there is digits",
         'test.yaml: EnsembleDeployment digits: spec.selectionRef.budgetName: "smal" is no budget of this file;'
-        " did you mean small?; there is small",
+        " did you mean small?; there is small, best-single",
         'test.yaml: EnsembleDeployment b: spec.selectionRef.name: "x" is no EnsembleSelection of this file;'
         " there is digits",
     ]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from ensemble_core.library.records import Metrics
+from ensemble_core.library.timeline import Span
 from ensemble_core.runner.facts import (
     Endpoint,
     EnsembleFacts,
@@ -12,7 +13,6 @@ from ensemble_core.runner.facts import (
     ModelFacts,
     PathFacts,
     RunFacts,
-    Span,
 )
 
 BUDGETS = (("small", 0.1), ("medium", 0.4), ("large", 2.0))
@@ -63,9 +63,9 @@ def spans(models: int, slots: int) -> tuple[Span, ...]:
     found = []
     for trial in range(models):
         start, slot = 1_700_000_000.0 + 4 * (trial // slots), trial % slots
-        found.append(Span(slot, trial, start, start + 3, "epochs 1-1"))
+        found.append(Span(slot, trial, 1, start, start + 3, "epochs 1-1"))
         last = "failed: Diverged" if trial == 5 else "export"
-        found.append(Span(slot, trial, start + 3.1, start + 3.9, last))
+        found.append(Span(slot, trial, 1, start + 3.1, start + 3.9, last))
     return tuple(found)
 
 

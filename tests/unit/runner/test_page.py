@@ -12,8 +12,9 @@ import pytest
 import tritonclient.grpc
 
 from ensemble_core.library.records import Metrics
+from ensemble_core.library.timeline import Span
 from ensemble_core.runner import snippets
-from ensemble_core.runner.facts import Endpoint, MatrixFacts, RunFacts, Span
+from ensemble_core.runner.facts import Endpoint, MatrixFacts, RunFacts
 from ensemble_core.runner.figures.charts import Label, linear_ticks, place, scale_of
 from ensemble_core.runner.figures.markup import VOID, el
 from ensemble_core.runner.figures.timeline import clock_of
@@ -142,7 +143,7 @@ def test_names_settings_and_documents_are_escaped(make_facts: Make) -> None:
             replace(facts.ensembles[1], heldout=None, validation=None, members=(), weights=(), reason=EVIL),
         ),
         paths=(replace(facts.paths[0], budget=EVIL, steps=((EVIL, 0.1, 0.1),)),),
-        spans=(Span(0, 0, 1.0, 2.0, EVIL),),
+        spans=(Span(0, 0, 1, 1.0, 2.0, EVIL),),
         matrices=(MatrixFacts((EVIL,), (EVIL,), ((8,),), 10.0, 0.1),),
         best_matrix=0,
         endpoint=replace(facts.endpoint, model=EVIL, classes=(EVIL, "b")),
@@ -229,7 +230,7 @@ def test_an_endpoint_that_differs_is_marked(make_facts: Make) -> None:
 
 
 def test_a_pause_between_attempts_is_left_out() -> None:
-    spans = [Span(0, 0, 0.0, 50.0, "epochs 1-1"), Span(0, 1, 80_000.0, 80_050.0, "epochs 1-1")]
+    spans = [Span(0, 0, 1, 0.0, 50.0, "epochs 1-1"), Span(0, 1, 1, 80_000.0, 80_050.0, "epochs 1-1")]
     clock = clock_of(spans)
     assert clock.runs == ((0.0, 50.0), (80_000.0, 80_050.0))
     assert clock.seconds == pytest.approx(100 + clock.cut)
@@ -238,7 +239,7 @@ def test_a_pause_between_attempts_is_left_out() -> None:
 
 
 def test_spans_without_length_have_an_axis() -> None:
-    assert clock_of([Span(0, 0, 5.0, 5.0, "export")]).seconds == 1.0
+    assert clock_of([Span(0, 0, 1, 5.0, 5.0, "export")]).seconds == 1.0
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.013, 0.0131), (-3, 8), (1e-7, 5e-7), (0, 12345)])

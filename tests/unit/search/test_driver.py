@@ -398,3 +398,16 @@ def test_another_specification_under_the_same_name_is_refused(library: Library) 
     assert caught.value.where == "spec.trainer, spec.seed"
     assert '"maxEpochs": 9' in caught.value.problem
     assert remember(library, NAME, make_spec()) == began
+
+
+def test_checkpoints_outlive_no_trial(library: Library, tmp_path: Path) -> None:
+    search = begun(library, make_spec())
+    ended, going = search.propose(), search.propose()
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "weights").write_bytes(b"w")
+    for trial in (ended, going):
+        library.save_checkpoint(NAME, trial.number, search.attempt, 1, tmp_path / "saved")
+    search.record_failure(ended, Broken("Raised", "x", 0.0, 1.0), 0)
+    search.drop_leftovers()
+    assert library.load_checkpoint(NAME, ended.number, tmp_path / "loaded") is None
+    assert library.load_checkpoint(NAME, going.number, tmp_path / "loaded") == 1

@@ -48,6 +48,7 @@ def train(arguments: argparse.Namespace, report: Report, make_run: MakeRun = res
         worker = Worker(search.name, search.spec, make_run)
         with ray_slots(worker, address) as slots:
             Driver(search, slots, deadline, changed=lambda: tell(report, search)).run()
+    search.drop_leftovers()
     check_failures(search)
     return result(search)
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ensemble_core.runner.facts import RunFacts, Span
+from ensemble_core.library.timeline import Span
+from ensemble_core.runner.facts import RunFacts
 from ensemble_core.runner.figures import charts
 from ensemble_core.runner.figures.markup import Html, el, joined, title
 from ensemble_core.runner.wording import THIN, duration
