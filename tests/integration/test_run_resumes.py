@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +34,7 @@ from ensemble_core.runner.relocate import relocate
 
 REAPER = Path(__file__).with_name("until_all_ended.py")
 
-REACHED_SECONDS = 180.0  # for a point to be reached
+REACHED_SECONDS = 240.0  # for a point to be reached
 GONE_SECONDS = 60.0  # for all processes of an interrupted run to end
 INTERRUPTED_SECONDS = 30.0  # for a run that was interrupted by Ctrl-C to end
 POLL_SECONDS = 0.1
@@ -230,10 +230,17 @@ class Run:
         return found
 
     def kill(self, matches: Matches, number: int) -> None:
-        """Kill the first process that matches; it must be there."""
-        victim = self.until("a process to kill", lambda: self.find(matches))[0]
-        self.killed.add(victim.pid)
-        os.kill(victim.pid, number)
+        """Signal the first process that matches, once there is one."""
+
+        def hit() -> bool:
+            with suppress(IndexError, ProcessLookupError):  # it may just have ended
+                victim = self.find(matches)[0].pid
+                os.kill(victim, number)
+                self.killed.add(victim)
+                return True
+            return False
+
+        self.until("a process to kill", hit)
 
     def end(self, seconds: float) -> int:
         """Wait until nothing of it is left; its exit code."""
@@ -250,7 +257,8 @@ class Run:
     def abandon(self) -> None:
         """End whatever is left, after a failed assertion."""
         for each in below(self.reaper.pid):
-            os.kill(each.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(each.pid, signal.SIGKILL)
         self.reaper.wait(GONE_SECONDS)
 
 
@@ -410,13 +418,13 @@ class Journey:
         """Interrupt a run at the next point and drop that; whether the run goes on."""
         point = left[0]
         try:
-            run.until(point.name, lambda: point.reached(run) and run.find(point.victim))
+            run.until(point.name, lambda: point.reached(run))
+            run.kill(point.victim, point.signal)
         except Ended:
             assert run.may_end, f"ended before: {point.name}\n{run.said()}"
             check_end(run, Point("what may end a run", point.reached, point.victim, codes=(1,)))
             return False
         self.remember()
-        run.kill(point.victim, point.signal)
         left.pop(0)
         if not point.codes:
             run.may_end = run.may_end or point.either
@@ -480,8 +488,8 @@ def check_complete(journey: Journey) -> None:
     assert len(states) == len(records) == TRIALS
     assert library.failures("tiny") == {}
     assert [record.origin.trial for record in records] == list(range(TRIALS))
-    for record in records:
-        rungs = states[record.origin.trial].rungs
+    for record, state in zip(records, states.values(), strict=True):
+        rungs = state.rungs
         assert record.epochs == rungs[-1].epoch
         assert not rungs[-1].goes_on
     trained = Counter((event[:2], event[3]) for event in map(names.event_of, paths) if event)
@@ -526,7 +534,7 @@ def check_idle(journey: Journey) -> None:
     before = journey.now()
     with journey.start("--serve") as run:
         run.until("the endpoint is kept", lambda: "until Ctrl-C" in run.said())
-        os.kill(run.find(RUNNER)[0].pid, signal.SIGINT)
+        run.kill(RUNNER, signal.SIGINT)
         assert run.end(INTERRUPTED_SECONDS) == 0, run.said()
     assert journey.now() == before
     started = list(run.seen.values())

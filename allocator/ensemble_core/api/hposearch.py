@@ -396,7 +396,7 @@ class HPOSearchSpec(Workload):
         immutable("objectives"),
         immutable("algorithm"),
         immutable("parameters"),
-        immutable("trainer.family"),
+        immutable("trainer"),
         immutable("seed"),
     )
 
