@@ -163,8 +163,7 @@ class Search:
         export = Export(
             started_at=published.started_at, finished_at=published.finished_at, slot=slot, attempt=self.attempt
         )
-        path = names.event(self.name, trial.number, self.attempt, "export.json")
-        self.library.store.write(path, export.model_dump_json(by_alias=True).encode())
+        self.library.write_export(self.name, trial.number, self.attempt, export)
         self.spans.append(span(trial.number, export, "export"))
         self.records.append(published.record)
         trial.ended = True
@@ -175,7 +174,7 @@ class Search:
         kept = {event[1] for event in events if event and event[0] == self.name and event[3].startswith("checkpoint/")}
         for number in sorted(kept):
             if self.trials[number].ended:
-                self.library.drop_checkpoints(self.name, number)
+                self.library.drop_checkpoints(self.name, number, self.attempt)
 
     def _claim(self, claim: Claim) -> None:
         if not self.library.claim(self.name, claim):

@@ -126,7 +126,7 @@ class Worker:
                 return self._broken(error, started)
             record = self._library.publish(record, exported.files)
         self._forget()
-        self._library.drop_checkpoints(self.search, order.trial)
+        self._library.drop_checkpoints(self.search, order.trial, order.attempt)
         return Published(record, started, time.time())
 
     def _record(self, order: Order, exported: Any) -> ModelRecord:

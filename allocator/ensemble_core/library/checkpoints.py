@@ -57,9 +57,10 @@ class Checkpoints:
                 return epoch
         return None
 
-    def drop_checkpoints(self, search: str, trial: int) -> None:
-        """Delete all checkpoints of a trial."""
-        self._delete([path for paths in self._sets(search, trial).values() for path in paths])
+    def drop_checkpoints(self, search: str, trial: int, attempt: int) -> None:
+        """Delete a trial's checkpoints of attempts up to this one; a later one may need its own."""
+        sets = self._sets(search, trial).items()
+        self._delete([path for (owner, _), paths in sets if owner <= attempt for path in paths])
 
     def _sets(self, search: str, trial: int) -> dict[tuple[int, int], list[str]]:
         """The files of all checkpoints of a trial, by attempt and epoch."""

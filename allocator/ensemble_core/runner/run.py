@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -97,7 +98,7 @@ class Run:
             CommandError: The endpoint's answers are not the members' average, or all budgets have the same members.
         """
         self.workspace.output.mkdir(parents=True, exist_ok=True)
-        self.workspace.documents.write_text(dump(self.documents))
+        replace_text(self.workspace.documents, dump(self.documents))
         occupancy = self._train()
         self._stage("profile", "profile", "--name", self.selection.metadata.name)
         self._stage("select", "select", "--name", self.selection.metadata.name)
@@ -194,14 +195,19 @@ class Run:
         )
 
     def _tell(self, facts: RunFacts) -> None:
-        scratch = self.workspace.page.with_name(f".{self.workspace.page.name}")
-        scratch.write_text(render_page(facts))
-        scratch.replace(self.workspace.page)
+        replace_text(self.workspace.page, render_page(facts))
         self.show.table(summary_table(facts))
         self.show.say(
             f"The endpoint's answers for {facts.endpoint.samples} held-out samples differ from the members' average by "
             f"at most {facts.endpoint.largest_difference:.1e}.\nReport: {self.workspace.page}"
         )
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file whole: a reader sees the old text or the new one."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.write_text(text)
+    scratch.replace(path)
 
 
 def _check_deployed(result: SelectionResult, name: str) -> None:

@@ -286,7 +286,11 @@ def test_checkpoints_continue_with_the_newest_complete_one(library: Library, tmp
     assert load() == (27, "1.27")
     library.store.delete("trials/digits-0000/1/checkpoint/27/complete.json")
     assert load() == (None, "")
-    library.drop_checkpoints("digits", 0)
+    library.drop_checkpoints("digits", 0, 1)
+    left = library.store.list("trials/")
+    assert left
+    assert all(path.startswith("trials/digits-0000/2/") for path in left)
+    library.drop_checkpoints("digits", 0, 2)
     assert library.store.list("trials/") == ()
 
 
