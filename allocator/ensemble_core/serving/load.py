@@ -37,7 +37,7 @@ class Window(Frozen):
 
 
 class Measurement(Frozen):
-    """A plan's throughput: of the undisturbed windows, or of the least disturbed one if there is none."""
+    """A plan's throughput: of the undisturbed windows, or of the least disturbed ones if there are too few."""
 
     throughput: float = Field(gt=0)  # samples/s
     spread: float = Field(ge=0)  # (largest - smallest) / median of the windows that count
@@ -74,7 +74,8 @@ def measure(
 def summary(windows: list[Window], latencies: npt.NDArray[np.float64], size: int) -> Measurement:
     """What windows and latencies (s) of requests of `size` samples say together (pure)."""
     quiet = [window for window in windows if window.foreign_cores <= QUIET]
-    counted = quiet or [min(windows, key=lambda window: window.foreign_cores)]
+    # One window alone would tell no spread.
+    counted = quiet if len(quiet) >= WINDOWS else sorted(windows, key=lambda window: window.foreign_cores)[:WINDOWS]
     rates = np.array([window.throughput for window in counted])
     p50, p90, p99 = (float(value) for value in np.percentile(latencies, (50, 90, 99)))
     requests = sum(window.requests for window in counted)

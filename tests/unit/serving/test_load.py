@@ -18,9 +18,15 @@ def test_disturbed_windows_do_not_count():
     assert len(found.windows) == 3
 
 
-def test_the_least_disturbed_window_counts_when_all_are():
-    found = summary([window(100, 1.0), window(150, 0.5), window(90, 0.7)], np.array([0.1]), 32)
-    assert (found.throughput, found.spread, found.foreign_cores, found.requests) == (150, 0, 0.5, 10)
+def test_the_least_disturbed_windows_count_when_too_few_are_quiet():
+    found = summary([window(100, 1.0), window(150, 0.01), window(90, 0.7)], np.array([0.1]), 32)
+    assert (found.throughput, found.foreign_cores, found.requests) == (120, 0.7, 20)
+    assert found.spread == pytest.approx(60 / 120)
+
+
+def test_one_window_is_taken_as_it_is():
+    found = summary([window(100, 1.0)], np.array([0.1]), 32)
+    assert (found.throughput, found.spread, found.foreign_cores) == (100, 0, 1.0)
 
 
 def test_latencies_are_told_by_percentiles():

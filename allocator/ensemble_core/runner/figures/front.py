@@ -28,9 +28,12 @@ def front_figure(facts: RunFacts) -> Html:
     entropies = [p[1] for p in front] + [e.validation.cross_entropy for e in chosen if e.validation is not None]
     x = charts.scale_of(costs, LEFT, WIDTH - RIGHT, log=True)
     rows = _rows(budgets, x)
-    y = charts.scale_of(entropies, HEIGHT - BOTTOM, ROWS + LINE * (max(rows, default=-1) + 1))
+    y = charts.scale_of(entropies, HEIGHT - BOTTOM, ROWS + LINE * (max(rows, default=-1) + 1), log=True)
     chart = charts.svg(
-        charts.axes(Axis(x, "cost, seconds per 2000 samples, logarithmic"), Axis(y, "validation cross-entropy, nats")),
+        charts.axes(
+            Axis(x, "cost, seconds per 2000 samples, logarithmic"),
+            Axis(y, "validation cross-entropy, nats, logarithmic"),
+        ),
         *(_line(budget, row, x) for budget, row in zip(budgets, rows, strict=True)),
         *(_name(budget, row, x) for budget, row in zip(budgets, rows, strict=True)),
         _steps(front, x, y),
