@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -9,8 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ from ensemble_core.library import names
 from ensemble_core.library.library import Library
 from ensemble_core.library.records import Rung
 from ensemble_core.library.store import open_store
-from ensemble_trainer.hyperband import hashed
 from ensemble_trainer.proposals import Proposer
 from ensemble_trainer.search import stopping_rule
+from ensemble_trainer.seeds import hashed
 from ensemble_trainer.space import search_space
 
 NAME = "digits"
@@ -66,7 +66,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     return {"s3": {"bucket": request.getfixturevalue("s3").name, "prefix": "libraries/digits"}}
 
 
-@contextmanager
+@contextlib.contextmanager
 def training(spec: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A running `ensemble train`; killed at the end if it still runs."""
     command = [sys.executable, "-m", "ensemble_core.cli", "train", "--spec", str(spec)]
@@ -129,6 +129,18 @@ def living(process: int) -> bool:
         return Path("/proc", str(process), "stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def listening(processes: Iterable[int]) -> dict[str, str]:
+    """Addresses, as `/proc/net/tcp` and `tcp6` write them, on which these processes accept connections; by inode."""
+    inodes = set()
+    for process in processes:
+        with contextlib.suppress(OSError):  # it has ended
+            for link in Path("/proc", str(process), "fd").iterdir():
+                with contextlib.suppress(OSError):
+                    inodes.add(os.readlink(link).removeprefix("socket:[").removesuffix("]"))
+    lines = [line.split() for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()[1:]]
+    return {line[9]: line[1].partition(":")[0] for line in lines if line[3] == "0A" and line[9] in inodes}
 
 
 def check_library(spec_file: Path) -> None:
@@ -223,6 +235,9 @@ def test_interrupted_it_ends_at_once_and_leaves_no_process(tmp_path: Path, monke
     with training(spec, log) as process:
         wait_for_rungs(spec, 1, process, log)
         family = descendants(process.pid)
+        addresses = set(listening([process.pid, *family]).values())
+        assert addresses  # nobody from outside may hand work to Ray
+        assert addresses <= {"0100007F", "0000000000000000FFFF00000100007F"}
         process.send_signal(signal.SIGINT)
         assert process.wait(DEADLINE) == 130, log.read_text()
         wait_until(lambda: not any(map(living, family)), lambda: f"{family} outlive their driver")

@@ -15,7 +15,8 @@ MOMENTS = ("step", "mean", "square")
 class Adam:
     """Adam with a constant learning rate, and L2 regularisation of the weights as part of the gradient.
 
-    l2·w is added to the gradient of every parameter with more than one axis, so not to biases and normalisation.
+    l2·w is added to the gradient of every parameter with more than one axis, so not to biases and normalisation: the
+    penalty is l2/2·|w|², as in torch; a factor of Keras' `l2`, whose penalty is l2·|w|², is half as large.
     """
 
     def __init__(self, network: nn.Module, learning_rate: float, l2: float) -> None:

@@ -100,7 +100,9 @@ class Driver:
         elif isinstance(outcome, Lost):
             self._lost(slot, outcome)
         elif isinstance(outcome, Reached):
-            self.search.record_rung(self._running[slot], outcome, slot)
+            trial = self._running[slot]
+            trial.losses = 0  # it gets on: nodes may come and go under a long trial
+            self.search.record_rung(trial, outcome, slot)
             self._send(slot)
         elif isinstance(outcome, Published):
             trial = self._running.pop(slot)

@@ -7,12 +7,13 @@ bracket, in the driver's sequence order; so it can be repeated from the library'
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from ensemble_trainer.seeds import hashed
 
 
 def milestones(grace: int, limit: int, eta: int, bracket: int = 0) -> tuple[int, ...]:
@@ -44,15 +45,10 @@ def keeps(earlier: Sequence[float | None], value: float | None, eta: int) -> boo
     return not known or bool(-value >= np.percentile(known, (1 - 1 / eta) * 100))
 
 
-def hashed(*parts: object) -> int:
-    """32 bits that depend on nothing but the parts' printed form."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "big")
-
-
 def bracket_of(seed: int, trial: int, sizes: Sequence[int]) -> int:
     """A trial's bracket, drawn with probability softmax(number of rungs), from the trial's own hash."""
     weights = [math.exp(size - max(sizes)) for size in sizes]
-    point = hashed(seed, trial, "bracket") / 2**32 * sum(weights)
+    point = hashed(seed, trial, "bracket", bits=32) / 2**32 * sum(weights)
     for index, weight in enumerate(weights):
         point -= weight
         if point < 0:

@@ -15,7 +15,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import TrialState, create_trial
 
 from ensemble_core.library.records import Claim, Rung
-from ensemble_trainer.hyperband import hashed
+from ensemble_trainer.seeds import hashed
 from ensemble_trainer.space import SearchSpace
 
 
@@ -54,7 +54,7 @@ class Proposer:
 
     def propose(self, number: int) -> Proposal:
         """Proposal `number`; they are asked for in order."""
-        self._study.sampler = self._sampler(hashed(self._seed, number))
+        self._study.sampler = self._sampler(hashed(self._seed, number, bits=32))  # all that numpy takes
         before = self._storage.get_study_system_attrs(self._id)
         trial = self._study.ask(self._space.distributions())
         if trial.number != number:

@@ -35,7 +35,7 @@ class Trial:
     failure: Failure | None = None
     ended: bool = False
     resumed: bool = False  # whether there may be a checkpoint of an earlier process
-    losses: int = 0  # processes that died under it since this driver started
+    losses: int = 0  # processes that died under it since its last rung
 
     @property
     def number(self) -> int:
@@ -174,7 +174,8 @@ class Search:
         kept = {event[1] for event in events if event and event[0] == self.name and event[3].startswith("checkpoint/")}
         for number in sorted(kept):
             if self.trials[number].ended:
-                self.library.drop_checkpoints(self.name, number, self.attempt)
+                # Those of attempts that knew it unfinished; this driver need not have begun one.
+                self.library.drop_checkpoints(self.name, number, self.trials[number].claim.attempt)
 
     def _claim(self, claim: Claim) -> None:
         if not self.library.claim(self.name, claim):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -29,6 +30,9 @@ SETTINGS = {
     # A driver whose cluster is gone ends instead of waiting a minute.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
 }
+# Whoever reaches Ray's ports runs code. A cluster of this machine's own listens on loopback alone under this switch,
+# which is for every system despite its name.
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,8 @@ def check_resources(spec: HPOSearchSpec) -> None:
 @contextmanager
 def ray_slots(worker: Worker, address: str | None) -> Iterator[RaySlots]:
     """Slots on the cluster at `address`, or on one of this machine's own that ends with the block."""
-    os.environ.update({key: value for key, value in SETTINGS.items() if key not in os.environ})
+    settings = SETTINGS | (LOOPBACK if address is None else {})
+    os.environ.update({key: value for key, value in settings.items() if key not in os.environ})
     import ray
 
     spec = worker.spec
@@ -215,10 +220,16 @@ def _connect(address: str) -> None:
 
 
 def _share(spec: HPOSearchSpec, present: float) -> float:
-    """GPUs per trial of this machine's own cluster: an equal share of what is there, unless the specification tells."""
+    """GPUs per trial of this machine's own cluster: an equal share of one, unless the specification tells.
+
+    A share lies on one GPU: of three trials on two GPUs each gets half of one, or the third would wait for ever.
+    """
     if "gpu" in spec.resources_per_trial.model_fields_set:
         return spec.resources_per_trial.gpu
-    return min(1.0, int(100 * present / spec.parallel_trial_count) / 100)
+    if present < 1:
+        return 0.0
+    trials_per_gpu = math.ceil(spec.parallel_trial_count / present)
+    return 10_000 // trials_per_gpu / 10_000  # Ray counts ten-thousandths
 
 
 def _cores() -> int:

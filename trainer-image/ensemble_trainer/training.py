@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +24,7 @@ from ensemble_trainer.batches import Batches
 from ensemble_trainer.datasets import Dataset
 from ensemble_trainer.export import Exported, export
 from ensemble_trainer.resnet import Architecture, build
+from ensemble_trainer.seeds import hashed
 
 CHECKPOINT = "checkpoint.safetensors"
 EVALUATION_BATCH = 256
@@ -102,12 +101,10 @@ class TrialRun:
 
         Raises:
             Diverged: the loss or a prediction is not finite.
-            torch.cuda.OutOfMemoryError, MemoryError: the device's or the host's memory is too small.
         """
-        with memory_errors():
-            while self.epoch < until_epoch:
-                self._train_epoch()
-            return self.evaluate()
+        while self.epoch < until_epoch:
+            self._train_epoch()
+        return self.evaluate()
 
     def _train_epoch(self) -> None:
         self.network.train()
@@ -138,8 +135,7 @@ class TrialRun:
 
     def export(self, folder: Path) -> Exported:
         """Write the model's files into `folder`; see `export.export`."""
-        with memory_errors():
-            return export(self.network, self.architecture, self.dataset, folder, self.settings.threads)
+        return export(self.network, self.architecture, self.dataset, folder, self.settings.threads)
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint, one safetensors file that is complete when it is there.
@@ -176,27 +172,9 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def hashed(*parts: object) -> int:
-    """A seed of 63 bits for one purpose, the same on every machine."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
-
-
 def fits(images: Tensor, device: torch.device) -> bool:
     """Whether the training images take less than an eighth of the device, which trials may share."""
     if device.type != "cuda":
         return True
     total = torch.cuda.get_device_properties(device).total_memory
     return images.numel() * images.element_size() < total // 8
-
-
-@contextmanager
-def memory_errors() -> Iterator[None]:
-    """Make torch's plain RuntimeError of the host's allocator a MemoryError, as Python has it."""
-    try:
-        yield
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
-            raise
-        raise MemoryError(str(error)) from error

@@ -19,12 +19,15 @@ from typing import Any, Literal
 from ensemble_core.api.hposearch import HPOSearchSpec
 from ensemble_core.library import names
 from ensemble_core.library.cache import cache_folder
-from ensemble_core.library.library import Library
+from ensemble_core.library.library import Library, same_data
 from ensemble_core.library.records import Metrics, ModelRecord, Origin
 from ensemble_core.library.store import open_store
 from ensemble_trainer.datasets import Dataset, load_dataset
+from ensemble_trainer.seeds import hashed
 
 MAX_MESSAGE = 4 * 1024
+# Texts of torch's, CUDA's libraries' and ONNX Runtime's plain errors when there is no memory left.
+OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "_ALLOC_FAILED", "Failed to allocate memory")
 Reason = Literal["Diverged", "Raised", "OutOfMemory", "Lost"]
 MakeRun = Callable[[dict[str, Any], Dataset, int, HPOSearchSpec], Any]
 
@@ -71,7 +74,7 @@ class Published:
 
 def resnet_run(parameters: dict[str, Any], dataset: Dataset, trial: int, spec: HPOSearchSpec) -> Any:
     """A trial of the trainer; torch is imported only where trials run."""
-    from ensemble_trainer.training import TrialRun, TrialSettings, hashed
+    from ensemble_trainer.training import TrialRun, TrialSettings
 
     threads = max(1, int(spec.resources_per_trial.cpu))
     settings = TrialSettings(seed=hashed(spec.seed, "trial", trial), threads=threads, stem=spec.trainer.stem)
@@ -92,6 +95,8 @@ class Worker:
         """Open the library and map the data set; returns the process id."""
         self._library = Library.open(open_store(self.spec.library.storage))
         self._dataset = load_dataset(self.spec.dataset, dataset_cache())
+        # This node's files may be others than the driver's.
+        same_data(self._library.header, self._library.store.url, self._dataset.header(), "the data set on this node")
         if self.make_run is resnet_run:
             import ensemble_trainer.training  # noqa: F401 — seconds that would else count as the first trial's
         return os.getpid()
@@ -161,8 +166,10 @@ class Worker:
         return self._run
 
     def _broken(self, error: Exception, started: float) -> Broken:
+        reason, message = reason_of(error), message_of(error)
+        traceback.clear_frames(error.__traceback__)  # they hold the trial's arrays
         self._forget()
-        return Broken(reason_of(error), message_of(error), started, time.time())
+        return Broken(reason, message, started, time.time())
 
     def _forget(self) -> None:
         """Free the memory of the trial for the next one."""
@@ -183,7 +190,7 @@ def dataset_cache() -> Path:
 def reason_of(error: Exception) -> Reason:
     """By name where the type is torch's or the trainer's, so that it need not be imported here."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
-    if kinds & {"MemoryError", "OutOfMemoryError"}:
+    if kinds & {"MemoryError", "OutOfMemoryError"} or any(sign in str(error) for sign in OUT_OF_MEMORY):
         return "OutOfMemory"
     return "Diverged" if "Diverged" in kinds else "Raised"
 

@@ -61,6 +61,11 @@ class Documents:
             for source in selection.spec.sources
         )
 
+    def source_searches(self, selection: EnsembleSelection) -> dict[str, HPOSearch]:
+        """The searches that `spec.sources` name, in that order; UserError for one that is not in the file."""
+        names = [source.hpo_search_name for source in selection.spec.sources if source.hpo_search_name]
+        return {name: self.search(name) for name in names}
+
     def result_storage(self, selection: EnsembleSelection) -> Storage:
         """The library that keeps the selection's results: `spec.library`, or the first source's."""
         return selection.spec.library or self.source_storages(selection)[0]

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from ensemble_core.allocation.result import AllocationResult
 from ensemble_core.api.documents import Documents
 from ensemble_core.api.ensembleselection import BEST_SINGLE
+from ensemble_core.api.hposearch import HPOSearch
 from ensemble_core.devices import cpu_model
 from ensemble_core.library.library import Library
 from ensemble_core.library.records import ModelRecord
@@ -46,20 +47,18 @@ def run_facts(made: Made) -> RunFacts:
     """Everything that table and page show; reads records and rungs of the libraries, no arrays."""
     result, deployment = made.result, made.documents.deployment()
     deployed = deployment.spec.selection_ref.budget_name
+    trained = made.documents.source_searches(made.documents.selection(deployment.spec.selection_ref.name))
     libraries = [Library.open(open_store(source.storage)) for source in result.sources]
     speeds = {name: found.throughput.samples_per_second for name, found in made.allocations.items()}
     matrices, best = matrix_facts(made.allocations[deployed])
-    searches = [
-        (Library.open(open_store(search.spec.library.storage)), name)
-        for name, search in made.documents.searches.items()
-    ]
+    searches = [(Library.open(open_store(search.spec.library.storage)), name) for name, search in trained.items()]
     spans = tuple(span for library, name in searches for span in search_timeline(library, name))
     now = time.time()
     return RunFacts(
         title=deployment.metadata.name,
         finished_at=now,
         seconds=now - made.began,
-        dataset=dataset_of(made.documents),
+        dataset=dataset_of(trained.values()),
         machine=f"{cpu_model()}, {len(os.sched_getaffinity(0))} cores",
         versions=versions(),
         samples={str(split): count for split, count in libraries[0].header.samples.items()},
@@ -79,10 +78,10 @@ def run_facts(made: Made) -> RunFacts:
     )
 
 
-def dataset_of(documents: Documents) -> str:
+def dataset_of(searches: Iterable[HPOSearch]) -> str:
     """What the models were trained on, in a few words."""
     names = []
-    for search in documents.searches.values():
+    for search in searches:
         data = search.spec.dataset
         given = data.builtin or data.arrays or data.image_folder
         names.append(str(given) if given else f"{data.procedural.samples} procedural images" if data.procedural else "")

@@ -28,8 +28,8 @@ def check_searches(documents: Documents) -> None:
     The trainer is found as the command `train` is: by its entry point.
     """
     selection = documents.selection(documents.deployment().spec.selection_ref.name)
-    names = [source.hpo_search_name for source in selection.spec.sources if source.hpo_search_name]
-    if not names:
+    searches = documents.source_searches(selection)
+    if not searches:
         where = f"{documents.file}: EnsembleSelection {selection.metadata.name}: spec.sources"
         problem = "needs a source with hpoSearchName: the endpoint is checked with that search's held-out samples"
         instead = "for libraries without a search call `ensemble profile`, `select`, `allocate` and `serve`"
@@ -39,5 +39,5 @@ def check_searches(documents: Documents) -> None:
         trainer: Any = entry.load()
     except ModuleNotFoundError as missing:
         raise UserError("", f"training needs the package {missing.name}, which is not installed") from missing
-    for name in names:
+    for name in searches:
         trainer.check(documents, name)

@@ -66,13 +66,13 @@ class Served:
 
     def address(self) -> dict[str, str]:
         """Where its endpoints listen, empty until they do."""
-        addresses: dict[str, str] = read_report(self.stage.report).get("progress", {})
+        addresses: dict[str, str] = read_report(self.stage).get("progress", {})
         return addresses
 
     def check(self) -> None:
         """StageFailed if it has ended."""
         if (code := self.running.code()) is not None:
-            raise StageFailed(self.stage, code, problem_of(read_report(self.stage.report)))
+            raise StageFailed(self.stage, code, problem_of(read_report(self.stage)))
 
 
 class Run:
@@ -106,7 +106,9 @@ class Run:
         assert result is not None
         _check_deployed(result, self.deployment.spec.selection_ref.budget_name)
         allocations = self._allocate(result)
-        self._stage("held-out samples", "dataset", *self._search_name(), "--output", str(self.workspace.heldout))
+        self._stage(
+            "held-out samples", "dataset", "--name", self._search_name(), "--output", str(self.workspace.heldout)
+        )
         with self._served() as served:
             endpoint = self._ask(result, served)
             made = Made(self.documents, result, allocations, endpoint, occupancy, self._began)
@@ -130,16 +132,13 @@ class Run:
     def _train(self) -> float | None:
         """Run the searches that the selection's sources name; occupancy of the last."""
         occupancy = None
-        for source in self.selection.spec.sources:
-            if source.hpo_search_name:
-                summary = self._stage(f"train {source.hpo_search_name}", "train", "--name", source.hpo_search_name)
-                occupancy = summary.get("occupancy")
+        for name in self.documents.source_searches(self.selection):
+            occupancy = self._stage(f"train {name}", "train", "--name", name).get("occupancy")
         return occupancy
 
-    def _search_name(self) -> tuple[str, ...]:
-        """The option that names the search whose data set the libraries are of."""
-        name = next((s.hpo_search_name for s in self.selection.spec.sources if s.hpo_search_name), None)
-        return ("--name", name) if name else ()
+    def _search_name(self) -> str:
+        """The search whose data set the libraries are of."""
+        return next(iter(self.documents.source_searches(self.selection)))
 
     def _allocate(self, result: SelectionResult) -> dict[str, AllocationResult]:
         """Allocate the best single model and each budget's ensemble, all under the deployment's settings."""

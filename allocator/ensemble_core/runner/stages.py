@@ -10,8 +10,9 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,21 @@ STOP_SECONDS = 30.0  # a stage that was asked to stop is killed after this time
 OUTPUT_SECONDS = 5.0  # for the last lines of a stage that has ended; a process that it left may hold its output open
 POLL_SECONDS = 0.1
 _PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)  # loaded before any fork: a child of a process with threads must not load anything
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One command of a run: `ensemble VERB ARGUMENTS`, shown under its title."""
+    """One command of a run: `ensemble VERB ARGUMENTS`, shown under its title.
+
+    `owner` tells its reports from those of an earlier run's stage that is still dying.
+    """
 
     title: str
     verb: str
     arguments: tuple[str, ...]
     report: Path
+    owner: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
 @dataclass(eq=False)  # a frozen exception could not be raised through a context manager
@@ -101,7 +107,7 @@ def start(stage: Stage, said: Said) -> Running:
 
     def die_with_parent() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it, and so would the stage
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
         if os.getppid() != parent:  # it died before the call
             os._exit(1)
 
@@ -113,6 +119,7 @@ def start(stage: Stage, said: Said) -> Running:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
+        env={**os.environ, "ENSEMBLE_OWNER_UID": stage.owner},
         start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on
         preexec_fn=die_with_parent,
     )
@@ -133,27 +140,29 @@ def follow(stage: Stage, seen: Seen, said: Said) -> dict[str, Any]:
     running, sequence = start(stage, said), -1
     try:
         while running.code() is None:
-            report = read_report(stage.report)
+            report = read_report(stage)
             if report and report["sequence"] != sequence:
                 sequence = report["sequence"]
                 seen(report)
             time.sleep(POLL_SECONDS)
     finally:
         code = running.stop()
+    report = read_report(stage)
     if code != 0:
-        raise StageFailed(stage, code, problem_of(read_report(stage.report)))
-    report = read_report(stage.report)
+        raise StageFailed(stage, code, problem_of(report))
+    if report.get("state") != "Succeeded":
+        raise StageFailed(stage, 1, f"its last report could not be stored in {stage.report}")
     seen(report)
     return report
 
 
-def read_report(path: Path) -> dict[str, Any]:
+def read_report(stage: Stage) -> dict[str, Any]:
     """The newest report of a stage, empty before the first."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content: dict[str, Any] = json.loads(stage.report.read_text())
     except FileNotFoundError:
         return {}
-    return content
+    return content if content.get("ownerUid") == stage.owner else {}
 
 
 def problem_of(report: dict[str, Any]) -> str:

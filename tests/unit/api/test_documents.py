@@ -68,6 +68,8 @@ def test_storages_of_a_selection(load: Load) -> None:
     other, library = documents.source_storages(documents.selection())
     assert library == documents.search().spec.library.storage
     assert documents.result_storage(documents.selection()) == other
+    several = load(SEARCH, SEARCH.replace("name: digits", "name: unused"), extra)
+    assert list(several.source_searches(several.selection())) == ["digits"]
     named = load(SEARCH, SELECTION + "  library: {path: results}\n")
     assert str(named.result_storage(named.selection()).path).endswith("/results")
 

@@ -26,13 +26,16 @@ verb, target = sys.argv[1], pathlib.Path(sys.argv[-1].removeprefix("file:"))
 
 def tell(sequence, state, **values):
     scratch = target.with_suffix(".new")
-    scratch.write_text(json.dumps({"sequence": sequence, "state": state, **values}))
+    owner = os.environ["ENSEMBLE_OWNER_UID"]
+    scratch.write_text(json.dumps({"sequence": sequence, "state": state, "ownerUid": owner, **values}))
     scratch.replace(target)
 
 print("hello", flush=True)
 tell(1, "Running", progress={"done": 1, "total": 2})
 if verb == "fail":
     sys.exit(7)
+if verb == "silent":
+    sys.exit(0)
 if verb == "stubborn":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 if verb in ("wait", "stubborn"):
@@ -80,6 +83,18 @@ def test_a_report_of_an_earlier_run_is_not_taken_for_this_one_s(fake):
     assert all(report["state"] == "Running" for report in seen)
 
 
+def test_a_stage_whose_last_report_is_not_there_has_failed(fake):
+    with pytest.raises(StageFailed, match="last report could not be stored"):
+        follow(fake("silent"), lambda report: None, lambda line: None)
+
+
+def test_reports_of_a_dying_stage_of_an_earlier_run_are_not_seen(fake):
+    stage = fake("wait")
+    stage.report.parent.mkdir(parents=True)
+    stage.report.write_text(json.dumps({"sequence": 1, "state": "Running", "ownerUid": "another"}))
+    assert read_report(stage) == {}
+
+
 def test_an_interrupted_follower_ends_its_stage(fake):
     process = []
 
@@ -98,7 +113,7 @@ def test_a_stage_that_does_not_end_is_killed(fake, monkeypatch):
     monkeypatch.setattr(stages, "STOP_SECONDS", 0.5)
     stage = fake("stubborn")
     started = start(stage, lambda line: None)
-    until(lambda: read_report(stage.report).get("sequence") == 2)
+    until(lambda: read_report(stage).get("sequence") == 2)
     assert started.stop() == -signal.SIGKILL
 
 
@@ -109,12 +124,12 @@ import time
 from pathlib import Path
 from ensemble_core.runner import stages
 stages.PROGRAM = {(sys.executable, "-m", "fake")!r}
-stages.start(stages.Stage("a stage", "wait", ("--spec", "x.yaml"), Path({str(stage.report)!r})), print)
+stages.start(stages.Stage("a stage", "wait", ("--spec", "x.yaml"), Path({str(stage.report)!r}), {stage.owner!r}), print)
 time.sleep(600)
 """
     run = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL)
     try:
-        until(lambda: read_report(stage.report).get("sequence") == 2)
+        until(lambda: read_report(stage).get("sequence") == 2)
         assert running(stage)
     finally:
         run.kill()

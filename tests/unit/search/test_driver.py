@@ -333,6 +333,17 @@ def test_a_trial_that_loses_four_processes_has_failed(library: Library) -> None:
     assert len(library.models()) == 11
 
 
+def test_losses_between_which_a_trial_gets_on_are_no_failure(library: Library) -> None:
+    faults: dict[tuple[int, int], list[Outcome | Exception]] = {
+        (0, epoch): [Lost("the node is gone")] * 3 for epoch in (1, 3, 9)
+    }
+    spec = make_spec(
+        maxTrialCount=1, parallelTrialCount=1, maxFailedTrialCount=0, algorithm={"settings": {"brackets": 1}}
+    )
+    Driver(begun(library, spec), FakeSlots(library, count=1, faults=faults)).run()
+    assert [record.epochs for record in library.models()] == [9]
+
+
 def test_a_poisoned_process_is_replaced(library: Library) -> None:
     broken = Broken("Raised", "AcceleratorError: CUDA error: an illegal memory access was encountered", 0.0, 1.0)
     faults: dict[tuple[int, int], list[Outcome | Exception]] = {(0, 9): [broken]}
@@ -408,6 +419,6 @@ def test_checkpoints_outlive_no_trial(library: Library, tmp_path: Path) -> None:
     for trial in (ended, going):
         library.save_checkpoint(NAME, trial.number, search.attempt, 1, tmp_path / "saved")
     search.record_failure(ended, Broken("Raised", "x", 0.0, 1.0), 0)
-    search.drop_leftovers()
+    make_search(library, make_spec()).drop_leftovers()  # by a driver that finds nothing to do and begins no attempt
     assert library.load_checkpoint(NAME, ended.number, tmp_path / "loaded") is None
     assert library.load_checkpoint(NAME, going.number, tmp_path / "loaded") == 1

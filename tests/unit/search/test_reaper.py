@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 from ensemble_trainer import reaper
-from ensemble_trainer.worker import MAX_MESSAGE, message_of, reason_of
 
 HOLD = "import sys, time; f = open(sys.argv[1]); print('open', flush=True); time.sleep(600)"
 
@@ -40,21 +39,3 @@ def test_what_has_a_file_of_the_folder_open_is_ended(tmp_path: Path) -> None:
         finally:
             for process in (one, spared, another):
                 process.kill()
-
-
-def test_reasons_and_messages() -> None:
-    out_of_memory = type("OutOfMemoryError", (RuntimeError,), {})
-    diverged = type("Diverged", (Exception,), {})
-    assert reason_of(MemoryError()) == "OutOfMemory"
-    assert reason_of(out_of_memory("CUDA out of memory")) == "OutOfMemory"
-    assert reason_of(diverged("nan")) == "Diverged"
-    assert reason_of(ValueError("x")) == "Raised"
-    assert message_of(MemoryError()) == "MemoryError"
-    assert message_of(diverged("the loss is nan")) == "Diverged: the loss is nan"
-    try:
-        raise ValueError("x" * 10_000)
-    except ValueError as error:
-        message = message_of(error)
-    assert len(message) <= MAX_MESSAGE
-    assert message.startswith("ValueError: xxx")
-    assert "test_reasons_and_messages" in message

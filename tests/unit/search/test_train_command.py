@@ -108,7 +108,8 @@ def test_the_driver_imports_no_torch_and_no_ray_before_there_is_work(tmp_path: P
     [
         ({}, 0, 4, 0.0),
         ({}, 1, 4, 0.25),  # four trials share the only GPU
-        ({}, 2, 3, 0.66),
+        ({}, 2, 3, 0.5),  # two on one, one on the other
+        ({}, 1, 3, 0.3333),
         ({}, 8, 4, 1.0),
         ({"gpu": 0}, 8, 4, 0.0),
         ({"gpu": 0.5}, 8, 4, 0.5),
