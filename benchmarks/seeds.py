@@ -44,7 +44,7 @@ def run(seed: int, output: Path) -> SelectionResult:
     output.mkdir(parents=True, exist_ok=True)
     documents = seeded(relocate(load_documents(EXAMPLE), EXAMPLE.parent.resolve(), output), seed)
     file = output / "documents.yaml"
-    file.write_text(dump(documents))
+    file.write_text(dump(documents, output))
     for verb in ("train", "profile", "select"):
         subprocess.run([sys.executable, "-m", "ensemble_core.cli", verb, "--spec", str(file)], check=True)
     documents = load_documents(file)

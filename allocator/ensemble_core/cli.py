@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -23,7 +24,9 @@ VERBS = {
     "library": "list, check, extend and clean a model library",
 }
 
-USAGE, INTERRUPTED = 2, 130
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+# The disk is full or may not be written: nothing that a traceback would explain.
+PLACE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,6 +45,12 @@ def main(argv: list[str] | None = None) -> int:
         return USAGE
     try:
         return _run(next(iter(found)), arguments[1:])
+    except OSError as error:
+        if error.errno not in PLACE_ERRORS:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"ensemble {name}: {place}{error.strerror}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         print(f"ensemble {name}: interrupted; the same command continues", file=sys.stderr)
         return INTERRUPTED

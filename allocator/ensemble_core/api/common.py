@@ -180,7 +180,8 @@ class Storage(Ruled):
     s3: S3Storage | None = Field(None, description="A prefix of an S3 bucket.")
     path: LocalPath | None = Field(
         None,
-        description="A local folder, relative to that of the document's file; refused in clusters.",
+        description="A local folder, relative to that of the document's file (what `ensemble run` fills: to its output "
+        "folder); refused in clusters.",
     )
     credentials_secret_ref: CredentialsSecretRef | None = Field(
         None,

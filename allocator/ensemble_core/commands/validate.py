@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from importlib.metadata import entry_points
+from typing import Any
 
 from ensemble_core.api.documents import Documents, check_references, load_documents
 from ensemble_core.errors import UserError
@@ -19,6 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             documents = load_documents(file)
             check_references(documents)
+            check_spaces(documents)
         except UserError as error:
             problems.append(str(error))
         else:
@@ -26,6 +29,17 @@ def run(arguments: argparse.Namespace) -> int:
     if problems:
         raise UserError("", "\n".join(problems))
     return 0
+
+
+def check_spaces(documents: Documents) -> None:
+    """UserError for hyperparameters that the trainer does not have, where it is installed."""
+    for entry in entry_points(group="ensemble.commands", name="train"):
+        try:
+            trainer: Any = entry.load()
+        except ModuleNotFoundError:
+            return
+        for name in documents.searches:
+            trainer.check_space(documents, name)
 
 
 def _lines(documents: Documents) -> list[str]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 from ensemble_core.allocation.result import AllocationResult
 from ensemble_core.api.documents import Documents
@@ -33,6 +34,7 @@ class Made:
         endpoint: What the server answered.
         occupancy: Of the search's slots.
         began: Unix seconds.
+        folder: Of the run's output.
     """
 
     documents: Documents
@@ -41,6 +43,7 @@ class Made:
     endpoint: Endpoint
     occupancy: float | None
     began: float
+    folder: Path
 
 
 def run_facts(made: Made) -> RunFacts:
@@ -74,7 +77,7 @@ def run_facts(made: Made) -> RunFacts:
         matrices=matrices,
         best_matrix=best,
         endpoint=made.endpoint,
-        documents=dump(made.documents),
+        documents=dump(made.documents, made.folder),
     )
 
 

@@ -41,7 +41,10 @@ def render_page(facts: RunFacts) -> str:
 def _header(facts: RunFacts) -> Html:
     when = datetime.fromtimestamp(facts.finished_at, UTC).strftime("%Y-%m-%d %H:%M UTC")
     failed = f", {counted(facts.failed_trials, 'failed trial')}" if facts.failed_trials else ""
-    models, where = f"{counted(len(facts.models), 'model')}{failed}", f"{duration(facts.seconds)} on {facts.machine}"
+    models, where = (
+        f"{counted(len(facts.models), 'model')}{failed}",
+        f"last run {duration(facts.seconds)} on {facts.machine}",
+    )
     return el("header", el("h1", facts.title), el("p", f"{facts.dataset} · {models} · {where} · {when}", class_="sub"))
 
 
@@ -82,7 +85,9 @@ def _sections(facts: RunFacts) -> list[Html]:
         _section(
             "matrix",
             "The allocation",
-            "Which member runs on which device, and the throughput of every matrix that was benchmarked, in order.",
+            "Which member runs on which device, and the throughput of every matrix that was benchmarked, in order. "
+            "It is that of all devices together, with requests of one segment; a cost is that of one core or GPU, each "
+            "model alone.",
             el("div", matrix_table(facts), throughput_table(facts), class_="stack"),
         ),
         _endpoint(facts),
@@ -197,7 +202,8 @@ def _endpoint(facts: RunFacts) -> Html:
     return _section(
         "endpoint",
         "How to ask the endpoint",
-        f"The model “{endpoint.model}” takes raw samples ({takes}), HTTP on {endpoint.http}, gRPC on {endpoint.grpc}.",
+        f"The model “{endpoint.model}” takes raw samples ({takes}), HTTP on {endpoint.http}, gRPC on {endpoint.grpc}, "
+        "while it is served: `ensemble serve --spec documents.yaml` in the run's folder, or `ensemble run … --serve`.",
         joined(blocks),
         classes,
     )

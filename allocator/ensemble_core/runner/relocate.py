@@ -1,7 +1,8 @@
-"""Puts the libraries that a run writes under its output folder."""
+"""Puts the libraries that a run writes below its output folder, and tells them so that the folder can be moved."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,33 +28,53 @@ def relocate(documents: Documents, folder: Path, output: Path) -> Documents:
     written = {search.spec.library.storage.path for search in documents.searches.values()}
     written |= {s.spec.library.path for s in documents.selections.values() if s.spec.library}
 
-    def moved(storage: Storage) -> Storage:
-        if storage.path is None or storage.path not in written or not Path(storage.path).is_relative_to(folder):
-            return storage
-        return storage.model_copy(update={"path": str(output / Path(storage.path).relative_to(folder))})
+    def moved(path: str) -> str:
+        if path not in written or not Path(path).is_relative_to(folder):
+            return path
+        return str(output / Path(path).relative_to(folder))
 
-    def move_search(search: HPOSearch) -> HPOSearch:
-        library = search.spec.library.model_copy(update={"storage": moved(search.spec.library.storage)})
-        return search.model_copy(update={"spec": search.spec.model_copy(update={"library": library})})
+    return _with_paths(documents, moved)
 
-    def move_source(source: Source) -> Source:
-        return source.model_copy(update={"storage": moved(source.storage)}) if source.storage else source
 
-    def move_selection(selection: EnsembleSelection) -> EnsembleSelection:
-        spec = selection.spec
-        library = moved(spec.library) if spec.library else None
-        update = {"library": library, "sources": tuple(map(move_source, spec.sources))}
-        return selection.model_copy(update={"spec": spec.model_copy(update=update)})
+def dump(documents: Documents, folder: Path) -> str:
+    """The documents as YAML for a file in `folder`, from which they load as they are; paths below it are relative."""
+
+    def told(path: str) -> str:
+        return str(Path(path).relative_to(folder)) if Path(path).is_relative_to(folder) else path
+
+    told_relative = _with_paths(documents, told)
+    every = [
+        *told_relative.searches.values(),
+        *told_relative.selections.values(),
+        *told_relative.deployments.values(),
+    ]
+    text: str = yaml.safe_dump_all([each.document() for each in every], sort_keys=False)
+    return text
+
+
+def _with_paths(documents: Documents, change: Callable[[str], str]) -> Documents:
+    """The documents with the paths of all library storages changed."""
+
+    def storage(given: Storage) -> Storage:
+        return given if given.path is None else given.model_copy(update={"path": change(given.path)})
+
+    def search(given: HPOSearch) -> HPOSearch:
+        library = given.spec.library.model_copy(update={"storage": storage(given.spec.library.storage)})
+        return given.model_copy(update={"spec": given.spec.model_copy(update={"library": library})})
+
+    def source(given: Source) -> Source:
+        return given.model_copy(update={"storage": storage(given.storage)}) if given.storage else given
+
+    def selection(given: EnsembleSelection) -> EnsembleSelection:
+        spec = given.spec
+        update = {
+            "library": storage(spec.library) if spec.library else None,
+            "sources": tuple(map(source, spec.sources)),
+        }
+        return given.model_copy(update={"spec": spec.model_copy(update=update)})
 
     return replace(
         documents,
-        searches={name: move_search(search) for name, search in documents.searches.items()},
-        selections={name: move_selection(selection) for name, selection in documents.selections.items()},
+        searches={name: search(given) for name, given in documents.searches.items()},
+        selections={name: selection(given) for name, given in documents.selections.items()},
     )
-
-
-def dump(documents: Documents) -> str:
-    """The documents as YAML that loads as they are."""
-    every = [*documents.searches.values(), *documents.selections.values(), *documents.deployments.values()]
-    text: str = yaml.safe_dump_all([each.document() for each in every], sort_keys=False)
-    return text

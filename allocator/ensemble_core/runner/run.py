@@ -98,7 +98,7 @@ class Run:
             CommandError: The endpoint's answers are not the members' average, or all budgets have the same members.
         """
         self.workspace.output.mkdir(parents=True, exist_ok=True)
-        replace_text(self.workspace.documents, dump(self.documents))
+        replace_text(self.workspace.documents, dump(self.documents, self.workspace.output))
         occupancy = self._train()
         self._stage("profile", "profile", "--name", self.selection.metadata.name)
         self._stage("select", "select", "--name", self.selection.metadata.name)
@@ -109,14 +109,15 @@ class Run:
         self._stage(
             "held-out samples", "dataset", "--name", self._search_name(), "--output", str(self.workspace.heldout)
         )
-        with self._served() as served:
+        with self._served(keep_serving) as served:
             endpoint = self._ask(result, served)
-            made = Made(self.documents, result, allocations, endpoint, occupancy, self._began)
+            made = Made(self.documents, result, allocations, endpoint, occupancy, self._began, self.workspace.output)
             facts = run_facts(made)
             self._tell(facts)
-            _judge(result, endpoint)
+            _judge_answers(endpoint)
             if keep_serving:
                 self._keep(served)
+        _judge_budgets(result)
         return facts
 
     def _stage(self, title: str, verb: str, *arguments: str) -> dict[str, Any]:
@@ -149,11 +150,12 @@ class Run:
         return found
 
     @contextmanager
-    def _served(self) -> Iterator[Served]:
-        """The served deployment, once it answers."""
+    def _served(self, keep: bool) -> Iterator[Served]:
+        """The served deployment, once it answers; `keep` if it stays up for the user."""
         arguments = ("--spec", str(self.workspace.documents), "--name", self.deployment.metadata.name)
         stage = Stage("serve", "serve", arguments, self.workspace.report("serve"))
-        served = Served(stage, start(stage, self.show.say))
+        # What `serve` says, how to call the endpoint, holds only if it stays up; its errors come through its report.
+        served = Served(stage, start(stage, self.show.say if keep else lambda line: None))
         try:
             deadline = time.monotonic() + SERVE_SECONDS
             while not served.address().get("grpc"):
@@ -218,11 +220,18 @@ def _check_deployed(result: SelectionResult, name: str) -> None:
         )
 
 
-def _judge(result: SelectionResult, endpoint: Endpoint) -> None:
+def _judge_answers(endpoint: Endpoint) -> None:
     if endpoint.largest_difference > TOLERANCE:
         raise CommandError(
             f"the endpoint's answers differ from the members' average by {endpoint.largest_difference:.1e}, "
             f"more than {TOLERANCE:g}"
         )
-    if different_members(result) < min(2, len(result.budgets)):
-        raise CommandError("all budgets have the same members; choose budgets that are further apart")
+
+
+def _judge_budgets(result: SelectionResult) -> None:
+    """A run of several budgets is to show what a budget changes."""
+    found = [budget for budget in result.budgets if budget.members]
+    if len(found) > 1 and different_members(result) < 2:
+        raise CommandError(
+            "everything is done, but all budgets have the same members; choose budgets that are further apart"
+        )

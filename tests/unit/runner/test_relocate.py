@@ -53,12 +53,20 @@ def test_a_library_outside_the_file_s_folder_stays(tmp_path):
 
 
 def test_dumped_documents_load_as_they_are(tmp_path):
-    moved = relocate(load(tmp_path), tmp_path, tmp_path / "output")
-    other = tmp_path / "a folder elsewhere"
-    other.mkdir()
-    again = load(other, dump(moved))
+    output = tmp_path / "output"
+    output.mkdir()
+    moved = relocate(load(tmp_path), tmp_path, output)
+    again = load(output, dump(moved, output))
     assert (again.searches, again.selections, again.deployments) == (
         moved.searches,
         moved.selections,
         moved.deployments,
     )
+
+
+def test_an_output_folder_can_be_moved_with_its_documents(tmp_path):
+    output, elsewhere = tmp_path / "output", tmp_path / "a folder elsewhere"
+    elsewhere.mkdir()
+    text = dump(relocate(load(tmp_path), tmp_path, output), output)
+    assert load(elsewhere, text).search().spec.library.storage.path == str(elsewhere / "libraries/one")
+    assert str(output) not in text

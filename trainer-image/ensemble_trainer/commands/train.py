@@ -73,6 +73,12 @@ def check(documents: Documents, name: str) -> None:
         checked(document, local=ray_address(None) is None)
 
 
+def check_space(documents: Documents, name: str) -> None:
+    """UserError for hyperparameters that the trainer does not have or cannot take; reads nothing but the document."""
+    with naming(f"{documents.file} (HPOSearch {name})"):
+        search_space(documents.search(name).spec)
+
+
 def checked(document: HPOSearch, local: bool) -> tuple[SearchSpace, Dataset, Store]:
     """What the search draws from, its data, and the place of its library; UserError if they do not go together."""
     name, spec = document.metadata.name, document.spec
@@ -102,7 +108,7 @@ def naming(where: str) -> Iterator[None]:
 
 def tell(report: Report, search: Search) -> None:
     best = best_model(search.records, search.spec.objectives)
-    note = f"best {best.validation.cross_entropy:.4f}" if best else ""
+    note = f"best cross-entropy {best.validation.cross_entropy:.4f}" if best else "starting Ray"
     report.progress(stage="train", done=search.ended, total=search.spec.max_trial_count, note=note)
 
 
