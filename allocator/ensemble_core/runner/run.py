@@ -25,7 +25,7 @@ from ensemble_core.runner.page import render_page
 from ensemble_core.runner.relocate import dump
 from ensemble_core.runner.show import Show
 from ensemble_core.runner.stages import Running, Stage, StageFailed, follow, problem_of, read_report, start
-from ensemble_core.runner.table import summary_table
+from ensemble_core.runner.table import notes, summary_table
 from ensemble_core.selection.result import SelectionResult
 from ensemble_core.selection.run import find_result
 from ensemble_core.serving.errors import ServingError
@@ -199,7 +199,7 @@ class Run:
         replace_text(self.workspace.page, render_page(facts))
         self.show.table(summary_table(facts))
         self.show.say(
-            f"The endpoint's answers for {facts.endpoint.samples} held-out samples differ from the members' average by "
+            f"{notes(facts)}\nThe endpoint's answers for {facts.endpoint.samples} held-out samples differ from the members' average by "
             f"at most {facts.endpoint.largest_difference:.1e}.\nReport: {self.workspace.page}"
         )
 

@@ -14,9 +14,7 @@ STYLES = {"better": "green", "worse": "red", "mixed": "yellow", "equal": ""}
 
 def summary_table(facts: RunFacts) -> Table:
     """One row for the best single model and one for each budget; held-out metrics, the winner said in words."""
-    table = Table(
-        title=Text(facts.title), caption=_caption(facts), box=SIMPLE_HEAD, title_justify="left", caption_justify="left"
-    )
+    table = Table(title=Text(facts.title), box=SIMPLE_HEAD, title_justify="left")
     table.add_column("ensemble", overflow="fold", min_width=11)
     for name in ("models", "error %", "cross-\nentropy", "cost\ns / 2000", "samples/s"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -27,11 +25,10 @@ def summary_table(facts: RunFacts) -> Table:
     return table
 
 
-def _caption(facts: RunFacts) -> Text:
-    """What was measured on, and why a budget has no ensemble: reasons are too long for a cell."""
+def notes(facts: RunFacts) -> str:
+    """What stands below the table: on what was measured, and why a budget has no ensemble."""
     lines = [f"quality on {facts.samples['heldout']} held-out samples"] if "heldout" in facts.samples else []
-    lines += [f"{ensemble.name}: {ensemble.reason}" for ensemble in facts.ensembles if ensemble.reason]
-    return Text("\n".join(lines))
+    return "\n".join([*lines, *(f"{each.name}: {each.reason}" for each in facts.ensembles if each.reason)])
 
 
 def _cells(ensemble: EnsembleFacts, outcome: Text) -> tuple[Text, ...]:
