@@ -198,10 +198,13 @@ class Run:
     def _tell(self, facts: RunFacts) -> None:
         replace_text(self.workspace.page, render_page(facts))
         self.show.table(summary_table(facts))
+        endpoint = facts.endpoint
+        self.show.say(notes(facts))
         self.show.say(
-            f"{notes(facts)}\nThe endpoint's answers for {facts.endpoint.samples} held-out samples differ from the members' average by "
-            f"at most {facts.endpoint.largest_difference:.1e}.\nReport: {self.workspace.page}"
+            f"The endpoint's answers for {endpoint.samples} held-out samples differ from the members' average by at "
+            f"most {endpoint.largest_difference:.1e}."
         )
+        self.show.say(f"Report: {self.workspace.page}")
 
 
 def replace_text(path: Path, text: str) -> None:
