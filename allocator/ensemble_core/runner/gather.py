@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -154,12 +156,18 @@ def ensemble_facts(budget: BudgetResult, throughput: float | None, deployed: boo
 
 
 def front_facts(result: SelectionResult) -> tuple[tuple[float, float, int], ...]:
-    """Cost, validation cross-entropy and number of members of each point."""
-    return tuple(
+    """Cost, validation cross-entropy and number of members of each point, cheapest first.
+
+    Where budgets limit other quantities too, the selection's front has points that only those keep on it; here are
+    those that no other one beats in seconds and cross-entropy.
+    """
+    points = sorted(
         (point.cost.inference_time_seconds, point.cross_entropy, len(point.members))
         for point in result.front
         if point.cost.inference_time_seconds is not None
     )
+    best = itertools.accumulate((entropy for _, entropy, _ in points), min, initial=math.inf)
+    return tuple(point for point, before in zip(points, best, strict=False) if point[1] < before)
 
 
 def path_facts(result: SelectionResult) -> tuple[PathFacts, ...]:

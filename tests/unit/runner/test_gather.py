@@ -1,29 +1,31 @@
+"""What table and page show is what the libraries hold."""
+
 from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-import pytest
-
-from ensemble_core.runner.gather import matrix_facts
-from ensemble_core.serving.load import Window, summary
+from ensemble_core.runner.gather import different_members, front_facts
 
 
-def window(throughput: float) -> Window:
-    return Window(seconds=1, requests=10, throughput=throughput, foreign_cores=0, client_cores=0)
-
-
-def test_a_throughput_plus_and_minus_its_spread_covers_the_windows() -> None:
-    measured = summary([window(90), window(110)], np.array([0.1]), size=8)
-    throughput = SimpleNamespace(samples_per_second=measured.throughput, spread=measured.spread)
-    allocation: Any = SimpleNamespace(
-        devices=[SimpleNamespace(name="cpu0")],
-        members=[SimpleNamespace(model_id="m")],
-        matrix=((8,),),
-        benchmarks=[SimpleNamespace(matrix=((8,),), throughput=throughput)],
+def point(seconds: float | None, entropy: float, members: int = 1) -> Any:
+    return SimpleNamespace(
+        cost=SimpleNamespace(inference_time_seconds=seconds), cross_entropy=entropy, members=("m",) * members
     )
-    ((facts,), best) = matrix_facts(allocation)
-    assert best == 0
-    assert facts.throughput * (1 - facts.spread) == pytest.approx(90)
-    assert facts.throughput * (1 + facts.spread) == pytest.approx(110)
+
+
+def test_the_front_in_seconds_falls_though_other_quantities_keep_more_points() -> None:
+    points = (point(0.3, 0.5, 2), point(0.1, 0.9), point(0.2, 0.95), point(None, 0.1), point(0.3, 0.6), point(0.4, 0.5))
+    assert front_facts(SimpleNamespace(front=points)) == ((0.1, 0.9, 1), (0.3, 0.5, 2))  # type: ignore[arg-type]
+
+
+def test_no_points_no_front() -> None:
+    assert front_facts(SimpleNamespace(front=())) == ()  # type: ignore[arg-type]
+
+
+def test_different_members_are_counted_whatever_their_order() -> None:
+    def budget(*ids: str) -> Any:
+        return SimpleNamespace(members=[SimpleNamespace(library=0, model_id=model) for model in ids])
+
+    result: Any = SimpleNamespace(budgets=[budget("a", "b"), budget("b", "a"), budget("a"), budget()])
+    assert different_members(result) == 2
