@@ -15,6 +15,7 @@ from ensemble_core.library.library import Library
 from ensemble_core.library.store import Store, open_store
 from ensemble_core.selection.pool import Pool, Request, make_pool
 
+COMPUTATION = 1  # raised when the same inputs give another result, so that stored ones are not found
 # What the picks depend on; the rest of the spec says where results go and how pods run.
 _DECIDING = {"algorithm", "budgets", "cost", "weights", "keep_top_percent", "keep_at_least", "combiner", "metric"}
 
@@ -40,6 +41,7 @@ class Subject:
         models = [*self.pool.candidates, *(candidate for candidate, _ in self.pool.left_out)]
         return digest(
             {
+                "computation": COMPUTATION,
                 "spec": self.selection.spec.model_dump(mode="json", by_alias=True, include=_DECIDING),
                 "sources": self.storages,
                 "fingerprint": self.joined.header.fingerprint,

@@ -19,7 +19,7 @@ from ensemble_core.library.store import Store, open_store
 from ensemble_core.library.timeline import Span, occupancy, search_timeline
 from ensemble_core.report import Report, add_report_arguments, run_reported
 from ensemble_trainer.datasets import Dataset, load_dataset
-from ensemble_trainer.driver import Driver, check_failures, has_work
+from ensemble_trainer.driver import Driver, check_failures, has_work, say
 from ensemble_trainer.outcome import best_model, summary
 from ensemble_trainer.search import Search, check_unchanged, remember
 from ensemble_trainer.slots import check_resources, ray_address, ray_slots
@@ -48,6 +48,8 @@ def train(arguments: argparse.Namespace, report: Report, make_run: MakeRun = res
         worker = Worker(search.name, search.spec, make_run)
         with ray_slots(worker, address) as slots:
             Driver(search, slots, deadline, changed=lambda: tell(report, search)).run()
+    else:
+        say(f"search {search.name}: nothing to do, {search.ended} of {search.spec.max_trial_count} trials have ended")
     search.drop_leftovers()
     check_failures(search)
     return result(search)
