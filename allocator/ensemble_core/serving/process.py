@@ -72,6 +72,15 @@ class ServerProcess:
         if (process := self._process) is not None:
             process.terminate()
 
+    def kill_orphans(self) -> None:
+        """Kill what a dead server has left: a Python model that was being loaded waits for it for ever.
+
+        It also holds the sockets of the server's clients open, so that they would wait as long.
+        """
+        if (leader := self.pid) is not None and not self.running():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(leader, signal.SIGKILL)
+
     def end(self) -> None:
         """End the process group and remove its shared memory; nothing happens if it has ended."""
         if self._process is not None:

@@ -169,6 +169,7 @@ class TritonServer:
     def _look(self) -> None:
         """Repair what has died since the last look."""
         if not self._process.running():
+            self._process.kill_orphans()  # before the lock: who has it may be waiting for one of them
             self._restart()
         elif not all(processes.alive(pid) for pid in self._stubs.values()):
             with self._lock, contextlib.suppress(ServingError):  # what goes wrong now is seen by the next look

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,19 @@ def test_a_server_that_is_killed_is_started_again(server, plan, ensemble):
     answered_again(server, plan, ensemble)
     assert server.ports == ports
     wait_until(lambda: not any(processes.alive(pid) for pid in stubs), "stubs of the killed server live")
+
+
+def test_a_server_that_is_killed_while_it_loads_keeps_nobody_waiting(plan, ensemble):
+    """A model's process that was just started waits for a dead server for ever, and holds the loader's connection."""
+    with TritonServer() as server, ThreadPoolExecutor(1) as pool:
+        applied = pool.submit(server.apply, plan)
+        wait_until(lambda: len(server.processes()) > 1, "no model's process")
+        os.kill(server.pid, signal.SIGKILL)
+        with pytest.raises(ServingError):
+            applied.result(SECONDS)
+        wait_until(server.live, "not restarted")
+        server.apply(plan)
+        answered_again(server, plan, ensemble)
 
 
 def test_a_member_that_does_not_answer_in_time_fails_its_requests(server, plan, ensemble, monkeypatch):
