@@ -64,6 +64,7 @@ lock: .venv/uv  ## Pin the newest versions that fit pyproject.toml, with hashes 
 	$(COMPILE) --no-deps requirements/triton.in -o requirements/triton.txt
 	$(COMPILE) --all-extras pyproject.toml requirements/build.in -o requirements/dev.txt
 	$(COMPILE) --extra trainer --extra serving --constraint requirements/dev.txt pyproject.toml requirements/build.in -o requirements/local.txt
+	$(COMPILE) --constraint requirements/dev.txt requirements/operator.in -o requirements/operator.txt
 
 clean:
 	rm -rf .venv build runs .mypy_cache .ruff_cache .pytest_cache
