@@ -9,7 +9,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from ensemble_core import __version__
-from ensemble_core.errors import UserError
+from ensemble_core.errors import OutageError, UserError
 
 VERBS = {
     "run": "run the three documents of a file on this machine",
@@ -19,6 +19,9 @@ VERBS = {
     "select": "pick ensembles under budgets (EnsembleSelection)",
     "allocate": "spread an ensemble over devices (EnsembleDeployment)",
     "serve": "serve an allocated ensemble with Triton",
+    "render": "write the files from which a pod serves an allocated ensemble",
+    "server": "run Triton on rendered files",
+    "agent": "keep the models of rendered files loaded in that Triton",
     "predict": "ask a served ensemble",
     "dataset": "write a split of the data set as arrays",
     "library": "list, check, extend and clean a model library",
@@ -69,6 +72,9 @@ def _run(entry: EntryPoint, arguments: list[str]) -> int:
     except UserError as error:
         print(f"ensemble {entry.name}: {error}", file=sys.stderr)
         return USAGE
+    except OutageError as error:
+        print(f"ensemble {entry.name}: {error}", file=sys.stderr)
+        return FAILED
 
 
 def _help() -> str:

@@ -1,4 +1,4 @@
-"""The one error a user sees: what is wrong, where, and what is allowed. Every command turns it into exit code 2."""
+"""The two errors a user sees: something to set right (exit code 2), or something that may work again (exit code 1)."""
 
 from __future__ import annotations
 
@@ -19,3 +19,7 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return f"{self.where}: {self.problem}" if self.where else self.problem
+
+
+class OutageError(Exception):
+    """What the work needs, storage for example, does not answer for now; the same command continues later."""

@@ -1,10 +1,13 @@
 """What a workload tells whoever started it: one JSON document, `report.json`, replaced as the work goes on.
 
     {schemaVersion, verb, specHash, attempt, ownerUid, sequence, state: Running|Succeeded|Failed,
-     progress{stage, done, total, note}, result{digest, summary}, error{field, value, allowed, message, logTail}}
+     progress{stage, done, total, note, summary}, result{digest, summary},
+     error{field, value, allowed, message, logTail}}
 
 A thread of its own writes the newest content at the target's pace, so that the work never waits for storage; the last
-content is written by the caller's thread and retried until stored or out of patience.
+content is written by the caller's thread and retried until stored or out of patience. `Succeeded` and `Failed` are
+the work's own verdicts. What was cut off from outside, by a signal or an outage, stays `Running` with the note
+`interrupted`: the same command continues.
 """
 
 from __future__ import annotations
@@ -14,24 +17,34 @@ import hashlib
 import http.client
 import json
 import os
+import signal
 import ssl
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ensemble_core.errors import UserError
+from ensemble_core.errors import OutageError, UserError
 from ensemble_core.library.searches import Fenced
 
 SCHEMA_VERSION = 1
 MAX_BYTES = 64 * 1024
 MAX_LOG_TAIL = 4 * 1024
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+INTERRUPTED = "interrupted"
+MAX_NOTE = 1000
 FENCED = 3
+TERMINATED = 128 + signal.SIGTERM
+# From SIGTERM to the end of the process, whatever it waits for; a Ray job is killed 3 s after it was asked to stop.
+END_SECONDS = 4.0
+LAST_WORD_SECONDS = 1.5  # of these for the report
+MAX_SHARE = 0.05  # of the time that the thread which writes may spend on putting reports together
+Values = Mapping[str, Any]
 
 
 class Sink(Protocol):
@@ -85,11 +98,20 @@ class ConfigMapSink:
                 body=json.dumps({"data": {"report.json": data.decode()}}).encode(),
                 headers={"Authorization": f"Bearer {token}", "Content-Type": "application/merge-patch+json"},
             )
-            status = connection.getresponse().status
+            answer = connection.getresponse()
+            if answer.status >= 300:
+                what = f"patch of configmap {self.namespace}/{self.name}"
+                raise OSError(f"the API server answered {answer.status} to the {what}: {_message(answer.read(4096))}")
         finally:
             connection.close()
-        if status >= 300:
-            raise OSError(f"the API server answered {status} to the patch of configmap {self.namespace}/{self.name}")
+
+
+def _message(answer: bytes) -> str:
+    """The sentence in a Status of the API server, else the beginning of what it sent."""
+    try:
+        return str(json.loads(answer)["message"])[:500]
+    except (ValueError, KeyError, TypeError):
+        return answer[:200].decode(errors="replace")
 
 
 class CommandError(Exception):
@@ -100,29 +122,41 @@ class CommandError(Exception):
         self.exit_code = exit_code
 
 
+class Terminated(BaseException):
+    """SIGTERM has arrived."""
+
+
 class Report:
     """One workload's report; without a sink every method does nothing."""
 
-    def __init__(self, sink: Sink | None, identity: Mapping[str, Any]) -> None:
+    def __init__(self, sink: Sink | None, identity: Values) -> None:
         self._sink = sink
         self._content: dict[str, Any] = {**identity, "sequence": 0, "state": "Running"}
+        self._progress: Callable[[], Values] | None = None
         self._changed = threading.Condition()
         self._dirty = self._closed = False
         self._thread: threading.Thread | None = None
 
     def progress(self, **values: Any) -> None:
         """Tell how far the work is: `stage` (str), `done` and `total` (int), `note` (str). Never blocks on storage."""
+        self.progress_of(lambda: values)
+
+    def progress_of(self, values: Callable[[], Values]) -> None:
+        """As `progress`, with values that are put together only when they are written.
+
+        They are asked for by another thread while the work goes on, and written only if they differ from the last.
+        """
         if self._sink is None or self._closed:
             return
         with self._changed:
-            self._content["progress"] = values
+            self._progress = values
             self._dirty = True
             self._changed.notify()
         if self._thread is None:
             self._thread = threading.Thread(target=self._write_changes, args=(self._sink,), daemon=True)
             self._thread.start()
 
-    def succeed(self, result: Mapping[str, Any]) -> None:
+    def succeed(self, result: Values) -> None:
         """Tell the result, `{digest, summary}`, and close."""
         self._finish({"state": "Succeeded", "result": dict(result)})
 
@@ -136,39 +170,85 @@ class Report:
             content["logTail"] = log_tail.encode()[-MAX_LOG_TAIL:].decode(errors="ignore")
         self._finish({"state": "Failed", "error": content})
 
+    def interrupt(self, reason: str = "") -> None:
+        """Close with the note `interrupted`, which is no verdict; gives up soon, for the process has to end."""
+        if self._sink is None or self._closed:
+            return
+        sink, before = self._sink, self._close()
+        note = f"{INTERRUPTED}: {reason}"[:MAX_NOTE] if reason else INTERRUPTED
+        last = threading.Thread(target=self._write_interrupted, args=(sink, note, before), daemon=True)
+        last.start()
+        last.join(LAST_WORD_SECONDS)
+
     def abandon(self) -> None:
         """Close without a word: the report belongs to a newer attempt."""
+        if (thread := self._close()) is not None:
+            thread.join()
+
+    def _close(self) -> threading.Thread | None:
+        """Say nothing new from now on; returns the thread that may still be writing."""
         with self._changed:
             self._closed = True
             self._changed.notify()
-        if self._thread is not None:
-            self._thread.join()
+        return self._thread
 
-    def _finish(self, values: Mapping[str, Any]) -> None:
+    def _finish(self, values: Values) -> None:
         if self._sink is None or self._closed:
             return
         self.abandon()
+        self._refresh()
         self._content.update(values)
+        if "result" in values and "progress" in self._content:
+            self._content["progress"].pop("summary", None)  # the result's takes its place
         _store(self._sink, self._next())
+
+    def _write_interrupted(self, sink: Sink, note: str, before: threading.Thread | None) -> None:
+        if before is not None:
+            before.join()
+        self._content["progress"] = {**self._content.get("progress", {}), "note": note}
+        _store(sink, self._next())
+
+    def _refresh(self) -> bool:
+        """Bring the progress up to date; whether it differs from before."""
+        if self._progress is None:
+            return False
+        before = self._content.get("progress")
+        self._content["progress"] = dict(self._progress())
+        return bool(before != self._content["progress"])
 
     def _next(self) -> bytes:
         self._content["sequence"] += 1
         return encode(self._content)
 
     def _write_changes(self, sink: Sink) -> None:
+        complaint = ""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._dirty or self._closed)
                 if self._closed:
                     return
-                self._dirty, data = False, self._next()
-            try:
-                sink.write(data)
-            except (OSError, http.client.HTTPException) as error:
-                print(f"report not stored, will be retried: {error}", file=sys.stderr)
-                self._dirty = True
+                self._dirty = False
+            began = time.monotonic()
+            data = self._next() if self._refresh() or complaint else None
+            pause = max(sink.interval, (time.monotonic() - began) / MAX_SHARE)
+            if data is not None:
+                complaint = self._try(sink, data, complaint)
             with self._changed:
-                self._changed.wait_for(lambda: self._closed, timeout=sink.interval)
+                self._dirty |= bool(complaint)
+                self._changed.wait_for(lambda: self._closed, timeout=pause)
+
+    def _try(self, sink: Sink, data: bytes, complaint: str) -> str:
+        """Write; returns what is in the way, nothing if stored. Says so once, not at every try."""
+        try:
+            sink.write(data)
+        except (OSError, http.client.HTTPException) as error:
+            problem = str(error) or type(error).__name__
+            if problem != complaint:
+                print(f"report not stored, will be retried: {problem}", file=sys.stderr)
+            return problem
+        if complaint:
+            print("report stored again", file=sys.stderr)
+        return ""
 
 
 def _store(sink: Sink, data: bytes) -> None:
@@ -185,22 +265,29 @@ def _store(sink: Sink, data: bytes) -> None:
         pause = min(2 * pause, 5.0)
 
 
-def encode(content: Mapping[str, Any]) -> bytes:
-    """The report as JSON of at most 64 KiB: the largest entries of the summary, then the longest texts, give way."""
+def encode(content: Values) -> bytes:
+    """The report as JSON of at most 64 KiB: the largest entries of the summaries, then the longest texts, give way."""
+    for place in ("result", "progress"):
+        content = _bounded(content, place)
     data = json.dumps(content).encode()
     if len(data) <= MAX_BYTES:
         return data
-    result, error = dict(content.get("result", {})), dict(content.get("error", {}))
-    summary = dict(result.get("summary", {}))
-    omitted = sorted(summary, key=lambda key: len(json.dumps(summary[key])))
-    while omitted and len(data) > MAX_BYTES:
-        del summary[omitted.pop()]
-        result["summary"] = {**summary, "omitted": True}
-        data = json.dumps({**content, "result": result}).encode()
-    if len(data) <= MAX_BYTES:
-        return data
-    shortened = {key: str(value)[:MAX_LOG_TAIL] for key, value in error.items()}
+    shortened = {key: str(value)[:MAX_LOG_TAIL] for key, value in content.get("error", {}).items()}
     return json.dumps({**content, "progress": {}, "result": {}, "error": shortened}).encode()
+
+
+def _bounded(content: Values, place: str) -> Values:
+    """The content without the largest entries of `content[place].summary`, as many as must go."""
+    size, summary = len(json.dumps(content)), dict(content.get(place, {}).get("summary", {}))
+    if size <= MAX_BYTES or not summary:
+        return content
+    sizes = {key: len(json.dumps({key: value})) for key, value in summary.items()}
+    for key in sorted(sizes, key=lambda key: -sizes[key]):
+        if size <= MAX_BYTES - 20:  # what `omitted` takes
+            break
+        size -= sizes[key]
+        del summary[key]
+    return {**content, place: {**content[place], "summary": {**summary, "omitted": True}}}
 
 
 def open_report(target: str | None, verb: str, spec_hash: str) -> Report:
@@ -238,16 +325,21 @@ def _writable(file: Path) -> Path:
     return file
 
 
-def add_report_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that all workload verbs share."""
+def add_spec_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that name a document."""
     parser.add_argument(
         "--spec", required=True, metavar="FILE", help="YAML file with the document and what it refers to"
     )
     parser.add_argument("--name", help="which document of the verb's kind, if there are several")
+
+
+def add_report_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that all workload verbs share."""
+    add_spec_arguments(parser)
     parser.add_argument("--report", metavar="TARGET", help="file:PATH or configmap:NAMESPACE/NAME")
 
 
-def run_reported(arguments: argparse.Namespace, verb: str, body: Callable[[Report], Mapping[str, Any]]) -> int:
+def run_reported(arguments: argparse.Namespace, verb: str, body: Callable[[Report], Values]) -> int:
     """Run a workload verb and report how it ended.
 
     Args:
@@ -256,30 +348,81 @@ def run_reported(arguments: argparse.Namespace, verb: str, body: Callable[[Repor
         body: Does the work; returns the result `{digest, summary}`, raises UserError or CommandError.
 
     Returns:
-        0, or the code of a CommandError, or 3 if a newer attempt has taken over. UserError, KeyboardInterrupt and
-        unexpected errors are reported and raised again. `specHash` is the SHA-256 of the spec file's bytes.
+        0, or the code of a CommandError, 3 if a newer attempt has taken over, 1 if it was cut off, 143 after SIGTERM.
+        UserError, KeyboardInterrupt and unexpected errors are reported and raised again. `specHash` is the SHA-256 of
+        the spec file's bytes.
     """
     report = open_report(arguments.report, verb, _hash(Path(arguments.spec)))
-    try:
-        report.succeed(body(report))
-    except UserError as error:
-        report.fail(error)
-        raise
-    except Fenced as error:
-        report.abandon()
-        print(f"ensemble {verb}: {error}", file=sys.stderr)
-        return FENCED
-    except CommandError as error:
-        report.fail(str(error))
-        print(f"ensemble {verb}: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        report.fail("interrupted; the same command continues")
-        raise
-    except BaseException as error:
-        report.fail(f"{type(error).__name__}: {error}", log_tail=traceback.format_exc())
-        raise
+    with _terminable(report):
+        try:
+            report.succeed(body(report))
+        except UserError as error:
+            report.fail(error)
+            raise
+        except Fenced as error:
+            report.abandon()
+            print(f"ensemble {verb}: {error}", file=sys.stderr)
+            return FENCED
+        except CommandError as error:
+            report.fail(str(error))
+            print(f"ensemble {verb}: {error}", file=sys.stderr)
+            return error.exit_code
+        except OutageError as error:
+            report.interrupt(str(error))
+            print(f"ensemble {verb}: {error}; the same command continues", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            report.interrupt()
+            raise
+        except Terminated:
+            report.interrupt()
+            print(f"ensemble {verb}: interrupted by SIGTERM; the same command continues", file=sys.stderr)
+            return TERMINATED
+        except BaseException as error:
+            report.fail(f"{type(error).__name__}: {error}", log_tail=traceback.format_exc())
+            raise
     return 0
+
+
+@contextmanager
+def _terminable(report: Report) -> Iterator[None]:
+    """SIGTERM raises Terminated, also in process 1 of a container; a little later the process ends anyway.
+
+    Python runs handlers between two of its own instructions, which a library may keep it from for minutes. The number
+    of a signal that has a handler is in a pipe at once, and another thread waits for it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_: object) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: None)  # once is enough
+        raise Terminated
+
+    numbers, wakeup = os.pipe()
+    os.set_blocking(wakeup, False)
+    threading.Thread(target=_end_in_time, args=(numbers, report), daemon=True).start()
+    pipe_before = signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+    handler_before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler_before or signal.SIG_DFL)
+        signal.set_wakeup_fd(pipe_before)
+        os.close(wakeup)
+
+
+def _end_in_time(numbers: int, report: Report) -> None:
+    """End this process a while after SIGTERM has come, whatever it does."""
+    with open(numbers, "rb", buffering=0) as pipe:
+        while (number := pipe.read(1)) and number[0] != signal.SIGTERM:
+            pass
+    if number:
+        deadline = time.monotonic() + END_SECONDS
+        time.sleep(END_SECONDS - LAST_WORD_SECONDS)
+        report.interrupt()
+        time.sleep(max(0.0, deadline - time.monotonic()))
+        os._exit(TERMINATED)
 
 
 def _hash(file: Path) -> str:

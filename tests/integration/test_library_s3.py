@@ -31,7 +31,7 @@ def _content(name: str) -> dict[str, Any]:
     return {key: value for key, value in vars(module).items() if not key.startswith("_")}
 
 
-globals().update({**_content("conftest"), **_content("test_library_contract")})
+globals().update({**_content("conftest"), **_content("test_library_contract"), **_content("test_delete")})
 
 
 @pytest.fixture
@@ -63,12 +63,12 @@ def test_large_files_go_up_and_down_in_parts(store: Store, tmp_path: Path) -> No
 
 def test_a_missing_bucket_and_an_unreachable_server_are_told(s3: Any) -> None:
     missing = open_store(Storage(s3=S3Storage(bucket=f"{s3.name}-not", prefix="x")))
-    with pytest.raises(UserError, match=f"s3://{s3.name}-not/x: the bucket does not exist"):
+    with pytest.raises(UserError, match=f"s3://{s3.name}-not/x: s3.bucket: the bucket does not exist"):
         Library.open(missing)
-    with pytest.raises(UserError, match=f"s3://{s3.name}-not/x: the bucket does not exist"):
+    with pytest.raises(UserError, match=f"s3://{s3.name}-not/x: s3.bucket: the bucket does not exist"):
         missing.create("library.json", b"")
     unreachable = open_store(Storage(s3=S3Storage(bucket=s3.name, endpoint="http://127.0.0.1:9")))
-    with pytest.raises(UserError, match=f"s3://{s3.name}: cannot be used"):
+    with pytest.raises(UserError, match=f"s3://{s3.name}: s3.endpoint: cannot be used"):
         Library.open(unreachable)
 
 

@@ -6,9 +6,13 @@ import contextlib
 import json
 import os
 import random
+import secrets
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -22,6 +26,7 @@ from ensemble_core.library import names
 from ensemble_core.library.library import Library
 from ensemble_core.library.records import Rung
 from ensemble_core.library.store import open_store
+from ensemble_core.report import END_SECONDS
 from ensemble_trainer.proposals import Proposer
 from ensemble_trainer.search import stopping_rule
 from ensemble_trainer.seeds import hashed
@@ -67,9 +72,9 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 
 
 @contextlib.contextmanager
-def training(spec: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def training(spec: Path, log: Path, *more: str) -> Iterator[subprocess.Popen[bytes]]:
     """A running `ensemble train`; killed at the end if it still runs."""
-    command = [sys.executable, "-m", "ensemble_core.cli", "train", "--spec", str(spec)]
+    command = [sys.executable, "-m", "ensemble_core.cli", "train", "--spec", str(spec), *more]
     with log.open("ab") as output, subprocess.Popen(command, stderr=output, stdout=output) as process:
         try:
             yield process
@@ -154,9 +159,13 @@ def check_library(spec_file: Path) -> None:
     assert [claims[trial].parameters for trial in range(TRIALS)] == [
         proposer.propose(trial).parameters for trial in range(TRIALS)
     ]
+    states = library.trials(NAME)
     for record in library.models():  # once finished, a trial is claimed by nobody
         assert record.origin.trial is not None
         assert claims[record.origin.trial].attempt == record.origin.attempt
+        export = states[record.origin.trial].export
+        assert export is not None
+        assert export.attempt == record.origin.attempt
     check_rungs(library, document.spec)
     assert not [path for path in library.store.list("trials/") if "/checkpoint/" in path]
 
@@ -229,19 +238,150 @@ def test_an_old_driver_that_wakes_up_changes_nothing(tmp_path: Path, monkeypatch
     assert (library.digest(), library.trials(NAME)) == before
 
 
-def test_interrupted_it_ends_at_once_and_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_it_ends_at_once_and_leaves_no_process(
+    number: signal.Signals, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ENSEMBLE_CACHE", str(tmp_path / "cache"))
     spec, log = write_spec(tmp_path / "search.yaml", {"path": str(tmp_path / "library")}), tmp_path / "log"
-    with training(spec, log) as process:
+    with training(spec, log, "--report", f"file:{tmp_path}/report.json") as process:
         wait_for_rungs(spec, 1, process, log)
         family = descendants(process.pid)
         addresses = set(listening([process.pid, *family]).values())
         assert addresses  # nobody from outside may hand work to Ray
         assert addresses <= {"0100007F", "0000000000000000FFFF00000100007F"}
-        process.send_signal(signal.SIGINT)
-        assert process.wait(DEADLINE) == 130, log.read_text()
+        process.send_signal(number)
+        sent = time.monotonic()
+        assert process.wait(DEADLINE) == code, log.read_text()
+        assert time.monotonic() < sent + END_SECONDS + 1
         wait_until(lambda: not any(map(living, family)), lambda: f"{family} outlive their driver")
+    check_not_judged(tmp_path / "report.json", note="interrupted")
     assert opened(spec).verify() == []
+
+
+def test_terminated_while_ray_starts_it_ends_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENSEMBLE_CACHE", str(tmp_path / "cache"))
+    spec, log = write_spec(tmp_path / "search.yaml", {"path": str(tmp_path / "library")}), tmp_path / "log"
+    with training(spec, log, "--report", f"file:{tmp_path}/report.json") as process:
+        wait_until(lambda: any("gcs_server" in title for title in descendants(process.pid).values()), log.read_text)
+        family = descendants(process.pid)
+        process.send_signal(signal.SIGTERM)
+        sent = time.monotonic()
+        assert process.wait(DEADLINE) == 143, log.read_text()
+        assert time.monotonic() < sent + END_SECONDS + 1
+        wait_until(lambda: not any(map(living, family)), lambda: f"{family} outlive their driver")
+    check_not_judged(tmp_path / "report.json", note="interrupted")
+
+
+def check_not_judged(report: Path, note: str = "") -> None:
+    """What was cut off says nothing about the search: the operator starts it again."""
+    told = json.loads(report.read_text())
+    assert told["state"] == "Running"
+    assert "error" not in told
+    assert note in told["progress"]["note"]
+
+
+# --- on a cluster ---------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def ray_node(log: Path, *arguments: str) -> Iterator[None]:
+    """A node of a Ray cluster, with all its processes; the block begins when it runs and ends by its sudden death."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--object-store-memory=80000000"]
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+    with contextlib.ExitStack() as stack:
+        for _ in range(5):  # Ray itself gives up after 30 s, which a busy machine may exceed
+            output = stack.enter_context(log.open("wb"))
+            process = subprocess.Popen([*command, *arguments], stdout=output, stderr=output, env=environment)
+            stack.callback(kill_whole, process)
+            wait_until(
+                lambda p=process: "Ray runtime started" in log.read_text() or p.poll() is not None, log.read_text
+            )
+            if process.poll() is None:
+                break
+        assert process.poll() is None, log.read_text()
+        yield
+
+
+def kill_whole(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to a process and all below it."""
+    for one in (process.pid, *descendants(process.pid)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(one, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Iterator[Callable[[], contextlib.AbstractContextManager[str]]]:
+    """Starts the head of a cluster on which no trial may run; gives its address."""
+    folders: list[str] = []
+
+    @contextlib.contextmanager
+    def started() -> Iterator[str]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        folders.append(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short: sockets lie in it
+        options = ("--head", "--num-cpus=0", "--include-dashboard=false", f"--temp-dir={folders[-1]}")
+        with ray_node(tmp_path / f"head-{len(folders)}", *options, f"--port={port}", "--node-ip-address=127.0.0.1"):
+            yield f"127.0.0.1:{port}"
+
+    yield started
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.nightly
+def test_on_a_cluster_nodes_come_and_go_until_its_head_dies(
+    head: Callable[[], contextlib.AbstractContextManager[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENSEMBLE_CACHE", str(tmp_path / "cache"))
+    # Its ports are open to the network; nobody else may hand it work.
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    spec, log = write_spec(tmp_path / "search.yaml", {"path": str(tmp_path / "library")}), tmp_path / "log"
+    report = tmp_path / "report.json"
+
+    def node(name: str, address: str) -> contextlib.AbstractContextManager[None]:
+        return ray_node(tmp_path / name, f"--address={address}", "--num-cpus=1")
+
+    with head() as address, training(spec, log, "--ray", address, "--report", f"file:{report}") as process:
+        waits = "waits for 1 CPU per trial (spec.resourcesPerTrial); the cluster's largest node has 0 CPUs"
+        wait_until(lambda: waits in log.read_text(), log.read_text)
+        wait_until(lambda: waits in json.loads(report.read_text())["progress"]["note"], report.read_text)
+        with node("first", address):
+            wait_until(lambda: "1 of 2 trials (spec.parallelTrialCount) fit" in log.read_text(), log.read_text)
+            with node("second", address):
+                wait_for_rungs(spec, 3, process, log)
+            wait_for_rungs(spec, recorded(spec) + 3, process, log)  # after the sudden death of the second
+            assert process.poll() is None, log.read_text()
+            check_not_judged(report)
+            kill_cluster_of(address)
+            assert process.wait(DEADLINE) not in (0, 2, 3), log.read_text()
+    check_not_judged(report)
+    finished = {record.id for record in opened(spec).models()}
+    with (
+        head() as address,
+        node("third", address),
+        training(spec, log, "--ray", address, "--report", f"file:{report}") as process,
+    ):
+        assert process.wait(DEADLINE) == 0, log.read_text()
+    check_library(spec)
+    told = json.loads(report.read_text())
+    assert told["state"] == "Succeeded"
+    assert told["result"]["summary"]["attempt"] == 2
+    assert told["result"]["digest"] == told["result"]["summary"]["libraryDigest"] == opened(spec).digest()
+    assert finished <= {record.id for record in opened(spec).models()}
+    assert opened(spec).failures(NAME) == {}
+
+
+def kill_cluster_of(address: str) -> None:
+    """SIGKILL to the head's own processes."""
+    for process, title in descendants(os.getpid()).items():
+        with contextlib.suppress(OSError):
+            line = Path("/proc", str(process), "cmdline").read_bytes().decode()
+            if "gcs_server" in title or ("raylet/raylet" in title and "--head" in line):
+                os.kill(process, signal.SIGKILL)
 
 
 FAILING = """
@@ -297,6 +437,6 @@ def test_failing_trials_are_recorded_and_the_others_finish(tmp_path: Path, monke
     assert len(failures[1].message) <= 4096
     assert [record.id for record in library.models()] == ["digits-0004", "digits-0005"]
     summary = report["result"]["summary"]
-    assert summary["trials"] == {"total": 6, "succeeded": 2, "failed": 4, "unfinished": 0}
+    assert summary["trials"] == {"total": 6, "pending": 0, "running": 0, "succeeded": 2, "earlyStopped": 0, "failed": 4}
     assert summary["best"]["modelId"] in ("digits-0004", "digits-0005")
     assert report["progress"]["done"] == report["progress"]["total"] == 6

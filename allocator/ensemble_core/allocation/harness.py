@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -16,6 +15,7 @@ from ensemble_core.allocation.result import ServerVersion, Subject, Throughput
 from ensemble_core.api.ensembledeployment import EnsembleDeployment
 from ensemble_core.library.records import Signature
 from ensemble_core.profiling.measure import engine_version
+from ensemble_core.serving import installation
 from ensemble_core.serving.errors import ServingError
 from ensemble_core.serving.load import Measurement, measure
 from ensemble_core.serving.server import TritonServer
@@ -134,12 +134,12 @@ def server_version() -> ServerVersion:
     """The server that would be measured; NoServerError if it is not installed."""
     engine = engine_version("onnxruntime")
     try:
-        server = version("nvidia-pytriton")
-    except PackageNotFoundError:
-        raise NoServerError("the package nvidia-pytriton is not installed") from None
+        server = installation.find()
+    except ServingError as error:
+        raise NoServerError(str(error)) from None
     if engine is None:
         raise NoServerError("the package onnxruntime is not installed")
-    return ServerVersion(name="nvidia-pytriton", version=server, engine=f"onnxruntime {engine}")
+    return ServerVersion(name=server.name, version=server.version, engine=f"onnxruntime {engine}")
 
 
 def load_settings(deployment: EnsembleDeployment) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 from ensemble_core.allocation.algorithms import (
@@ -36,6 +37,8 @@ class Results(Protocol):
     """The part of a library that keeps results by content."""
 
     def result(self, kind: Kind, digest: str) -> dict[str, Any] | None: ...
+
+    def results(self, kind: Kind) -> dict[str, dict[str, Any]]: ...
 
     def write_result(self, kind: Kind, digest: str, content: dict[str, Any]) -> dict[str, Any]: ...
 
@@ -82,6 +85,15 @@ def stored_allocation(results: Results, subject: Subject) -> AllocationResult | 
     """What an earlier run found for the same subject."""
     stored = results.result("allocations", subject.digest())
     return None if stored is None else _parsed(subject, stored)
+
+
+def allocated_elsewhere(results: Results, subject: Subject) -> AllocationResult | None:
+    """What an earlier run found for the same subject on other devices."""
+    for key, content in sorted(results.results("allocations").items()):
+        found = validated(AllocationResult, content, f"allocations/{key}.json")
+        if replace(subject, devices=found.devices).digest() == found.digest:
+            return found
+    return None
 
 
 def _parsed(subject: Subject, content: dict[str, Any]) -> AllocationResult:

@@ -64,6 +64,25 @@ class Plan(Frozen):
             raise ValueError("every member needs a worker")
         return self
 
+    @property
+    def models(self) -> frozenset[str]:
+        """Names of its Triton models: the front model and one for each worker."""
+        return frozenset({self.name, *map(self.model_name, self.workers)})
+
+    def on_cores(self, cores: Sequence[int]) -> Self:
+        """The same plan with other cores of equal number, in ascending order; ValueError if there are too few.
+
+        Which cores a container may use is known in that container alone.
+        """
+        left, devices = sorted(cores), []
+        for device in self.devices:
+            if len(device.cores) > len(left):
+                needed = sum(len(device.cores) for device in self.devices)
+                raise ValueError(f"needs {needed} cores; this process may use {len(cores)}")
+            own, left = tuple(left[: len(device.cores)]), left[len(device.cores) :]
+            devices.append(device.model_copy(update={"cores": own}))
+        return self.model_copy(update={"devices": tuple(devices)})
+
     def model_name(self, worker: Worker) -> str:
         """Name of the worker's Triton model."""
         return f"{self.members[worker.member].model_id}--{worker.device}--b{worker.batch_size}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +14,20 @@ from ensemble_core.allocation.harness import load_settings, server_version
 from ensemble_core.allocation.machine import this_machine
 from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.memory import Curve, Memory
-from ensemble_core.allocation.optimise import stored_allocation
+from ensemble_core.allocation.optimise import allocated_elsewhere, stored_allocation
 from ensemble_core.allocation.plan import DeviceRow, Member, Plan, plan_of
 from ensemble_core.allocation.result import AllocationResult, SelectionOf, Subject
 from ensemble_core.allocation.rows import device_rows
 from ensemble_core.api.documents import Documents
 from ensemble_core.api.ensembledeployment import EnsembleDeployment, Optimization
+from ensemble_core.api.ensembleselection import EnsembleSelection
 from ensemble_core.errors import UserError
 from ensemble_core.library.library import SERVABLE, Library
 from ensemble_core.library.records import ModelRecord, Profile, Signature
 from ensemble_core.library.store import open_store
 from ensemble_core.profiling.measure import Device, MeasurementError, make_profile, measure
 from ensemble_core.selection.result import MemberResult, SelectionResult
-from ensemble_core.selection.run import find_result
+from ensemble_core.selection.run import find_result, read_result
 
 ENGINE = "onnxruntime"
 
@@ -75,21 +77,17 @@ class Ensemble:
         return self.results.header.signature
 
 
-def find_ensemble(documents: Documents, deployment: EnsembleDeployment) -> Ensemble:
-    """The ensemble that a deployment refers to, as its selection has it now.
+def find_ensemble(documents: Documents, deployment: EnsembleDeployment, digest: str | None = None) -> Ensemble:
+    """The ensemble that a deployment refers to, as its selection has it now, or in the result of a digest.
 
     Raises:
-        UserError: the selection was not run for what the libraries hold now, it has no such budget or no ensemble for
-            it, or a member cannot be served.
+        UserError: there is no such result, or the selection was not run for what the libraries hold now, or it has no
+            such budget or no ensemble for it, or a member cannot be served.
     """
     where = f"{documents.file}: EnsembleDeployment {deployment.metadata.name}"
     reference = deployment.spec.selection_ref
     selection = documents.selection(reference.name)
-    result = find_result(documents, selection)
-    if result is None:
-        command = f"ensemble select --spec {documents.file} --name {reference.name}"
-        problem = f"{reference.name} was not selected for what its libraries hold now: run `{command}` first"
-        raise UserError(f"{where}: spec.selectionRef.name", problem)
+    result = _current(where, documents, selection) if digest is None else read_result(documents, selection, digest)
     chosen = _chosen(where, result, reference.budget_name)
     storages = documents.source_storages(selection)
     opened = {index: Library.open(open_store(storages[index])) for index in {member.library for member in chosen}}
@@ -152,25 +150,38 @@ def load_allocation(documents: Documents, deployment: EnsembleDeployment) -> All
         UserError: as of `find_ensemble` and `subject_of`, or nothing was allocated.
     """
     ensemble = find_ensemble(documents, deployment)
-    return _stored(documents, ensemble, subject_of(ensemble))
+    return allocation_of(documents, ensemble, subject_of(ensemble))
 
 
 def load_plan(documents: Documents, deployment: EnsembleDeployment) -> Plan:
     """The plan of that allocation, with this machine's files and cores; UserErrors as of `load_allocation`."""
     ensemble = find_ensemble(documents, deployment)
     subject = subject_of(ensemble)
-    found = _stored(documents, ensemble, subject)
-    return plan_of(Matrix(found.matrix), subject.members, subject.devices, ensemble.signature, deployment)
+    return allocated_plan(ensemble, subject, Matrix(allocation_of(documents, ensemble, subject).matrix))
 
 
-def _stored(documents: Documents, ensemble: Ensemble, subject: Subject) -> AllocationResult:
+def allocated_plan(ensemble: Ensemble, subject: Subject, matrix: Matrix) -> Plan:
+    """The plan of a matrix of an ensemble."""
+    return plan_of(matrix, subject.members, subject.devices, ensemble.signature, ensemble.deployment)
+
+
+def allocation_of(documents: Documents, ensemble: Ensemble, subject: Subject) -> AllocationResult:
+    """What was allocated for a subject; UserError if nothing was, or only on other devices."""
     found = stored_allocation(ensemble.results, subject)
-    if found is None:
-        reference, name = ensemble.selection, ensemble.deployment.metadata.name
-        command = f"ensemble allocate --spec {documents.file} --name {name} --budget {reference.budget_name}"
-        problem = f"nothing was allocated for this ensemble, these settings and such devices: run `{command}` first"
-        raise UserError(ensemble.where, problem)
-    return found
+    if found is not None:
+        return found
+    if elsewhere := allocated_elsewhere(ensemble.results, subject):
+        problem = f"was allocated on {types_of(elsewhere.devices)}; this machine has {types_of(subject.devices)}"
+        raise UserError(f"{ensemble.where}: spec.devices", problem)
+    reference, name = ensemble.selection, ensemble.deployment.metadata.name
+    command = f"ensemble allocate --spec {documents.file} --name {name} --budget {reference.budget_name}"
+    problem = f"nothing was allocated for this ensemble, these settings and such devices: run `{command}` first"
+    raise UserError(ensemble.where, problem)
+
+
+def types_of(devices: Sequence[DeviceRow]) -> str:
+    """Types of devices in words, with their numbers."""
+    return ", ".join(f"{count} × {kind}" for kind, count in Counter(row.device_type for row in devices).items())
 
 
 def _profile(ensemble: Ensemble, index: int, row: DeviceRow) -> Profile:
@@ -191,6 +202,16 @@ def _profile(ensemble: Ensemble, index: int, row: DeviceRow) -> Profile:
     profile = make_profile(record, member.sha256, device, ENGINE, answer, stored)
     library.write_profile(profile)
     return profile
+
+
+def _current(where: str, documents: Documents, selection: EnsembleSelection) -> SelectionResult:
+    result = find_result(documents, selection)
+    if result is None:
+        name = selection.metadata.name
+        command = f"ensemble select --spec {documents.file} --name {name}"
+        problem = f"{name} was not selected for what its libraries hold now: run `{command}` first"
+        raise UserError(f"{where}: spec.selectionRef.name", problem)
+    return result
 
 
 def _chosen(where: str, result: SelectionResult, name: str) -> tuple[MemberResult, ...]:

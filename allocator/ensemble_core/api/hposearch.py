@@ -318,14 +318,14 @@ class ResourcesPerTrial(Ruled):
 
 
 class Workers(Frozen):
-    """Ray worker pods of a RayJob, or the one pod of a Job."""
+    """Ray worker pods of a RayJob, or the one pod of a Job, with cores and GPUs for all trials that run at a time."""
 
     replicas: int = Field(1, ge=0, le=1024, description="Worker pods of a RayJob.")
-    cpu: int = Field(4, ge=1, le=256, description="CPU cores per pod.")
-    gpu: int = Field(0, ge=0, le=16, description="GPUs per pod.")
+    cpu: int = Field(4, ge=1, le=256, description="CPU cores of each worker pod of a RayJob.")
+    gpu: int = Field(0, ge=0, le=16, description="GPUs of each worker pod of a RayJob.")
     gpu_resource_name: ResourceName = Field("nvidia.com/gpu", description="Resource name of the GPUs.")
     memory_mib: Annotated[int, Field(alias="memoryMiB")] = Field(
-        8192, ge=256, le=16_777_216, description="Memory per pod in MiB."
+        8192, ge=256, le=16_777_216, description="Memory of each worker pod, or of the one pod of a Job, in MiB."
     )
 
 
@@ -465,6 +465,7 @@ class LibraryState(Frozen):
     models: Count = Field(0, description="Number of models.")
     size_mib: Annotated[int | None, Field(alias="sizeMiB")] = Field(None, ge=0, le=2**53, description="Size in MiB.")
     digest: Digest | None = Field(None, description="Changes when a model comes or goes.")
+    changed_time: Time | None = Field(None, description="When the digest was seen to change last.")
 
 
 class HPOSearchStatus(Status):

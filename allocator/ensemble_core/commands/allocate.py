@@ -6,17 +6,35 @@ import argparse
 from typing import Any
 
 from ensemble_core.allocation.harness import Bench, NoServerError, Triton
+from ensemble_core.allocation.matrix import Matrix
+from ensemble_core.allocation.memory import Memory
 from ensemble_core.allocation.optimise import Benchmarks, benchmarks_at_most, find_allocation, stored_allocation
-from ensemble_core.allocation.prepare import Ensemble, find_ensemble, memory_of, overridden, subject_of
+from ensemble_core.allocation.plan import Plan, Worker
+from ensemble_core.allocation.prepare import (
+    Ensemble,
+    allocated_plan,
+    find_ensemble,
+    memory_of,
+    overridden,
+    subject_of,
+)
 from ensemble_core.allocation.result import AllocationResult, Benchmark, Subject
 from ensemble_core.api.documents import load_documents
 from ensemble_core.report import CommandError, Report, add_report_arguments, run_reported
+from ensemble_core.serving import footprint
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_report_arguments(parser)
     parser.add_argument("--budget", metavar="NAME", help="allocate the ensemble of another budget than the document's")
+    add_selection_argument(parser)
     parser.add_argument("--max-benchmarks", type=int, metavar="N", help="benchmarks in all, whatever the document says")
+
+
+def add_selection_argument(parser: argparse.ArgumentParser, required: bool = False) -> None:
+    """The option that names a stored result of the selection, in place of the one for what its libraries hold now."""
+    text = "the stored result of the selection to use, whatever its libraries hold now"
+    parser.add_argument("--selection", metavar="DIGEST", required=required, help=text)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -26,24 +44,25 @@ def run(arguments: argparse.Namespace) -> int:
 def _allocate(arguments: argparse.Namespace, report: Report) -> dict[str, Any]:
     documents = load_documents(arguments.spec)
     deployment = overridden(documents.deployment(arguments.name), arguments.budget, arguments.max_benchmarks)
-    ensemble = find_ensemble(documents, deployment)
+    ensemble = find_ensemble(documents, deployment, arguments.selection)
     try:
         subject = subject_of(ensemble)
+        memory = memory_of(ensemble, subject)
         found = stored_allocation(ensemble.results, subject)
         if found is not None:
             print(f"allocation {found.name}: nothing has changed, allocations/{found.digest}.json stays")
         else:
-            found = _optimise(ensemble, subject, report)
+            found = _optimise(ensemble, subject, memory, report)
     except NoServerError as error:
         raise CommandError(f"there is no Triton server to measure: {error}") from error
     for line in table(found):
         print(line)
-    return {"digest": found.digest, "summary": summary(found)}
+    plan = allocated_plan(ensemble, subject, Matrix(found.matrix))
+    return {"digest": found.digest, "summary": summary(found, plan, memory)}
 
 
-def _optimise(ensemble: Ensemble, subject: Subject, report: Report) -> AllocationResult:
+def _optimise(ensemble: Ensemble, subject: Subject, memory: Memory, report: Report) -> AllocationResult:
     progress = Progress(report, benchmarks_at_most(subject))
-    memory = memory_of(ensemble, subject)
     with Triton() as server:
         bench = Benchmarks(ensemble.results, subject, Bench(subject, ensemble.signature, server), progress)
         return find_allocation(f"{ensemble.where}: spec.devices", ensemble.results, subject, memory, bench)
@@ -67,11 +86,19 @@ class Progress:
         print(f"benchmark {done} of at most {self._total}: {speed:,.0f} samples/s, best {self._best:,.0f}", flush=True)
 
 
-def summary(found: AllocationResult) -> dict[str, Any]:
-    """What a report holds: everything but the single benchmarks."""
-    content = found.document()
-    content["benchmarks"] = len(found.benchmarks)
-    return content
+def summary(found: AllocationResult, plan: Plan, memory: Memory) -> dict[str, Any]:
+    """What a report holds: everything but the single benchmarks, and what a pod that serves it needs."""
+    rows = {row.name: index for index, row in enumerate(plan.devices)}
+
+    def need(worker: Worker) -> float:
+        return memory.need(rows[worker.device], worker.member, worker.batch_size)
+
+    return {
+        **found.document(),
+        "benchmarks": len(found.benchmarks),
+        "sharedMemoryMiB": footprint.shared_memory_mib(plan),
+        "memoryMiB": footprint.memory_mib(plan, need),
+    }
 
 
 def table(found: AllocationResult) -> list[str]:

@@ -7,17 +7,20 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from ensemble_core.api.documents import load_documents
 from ensemble_core.errors import UserError
 from ensemble_core.library import Fenced, Library, Store, collect, imports, make_header, open_store, storage_at
 from ensemble_core.library.parsing import load_array
 from ensemble_core.library.records import SPLITS, ModelRecord, Profile, Signature, Split
+from ensemble_core.report import Report, add_report_arguments, run_reported
 
 _CREATES = ("labels_validation", "labels_heldout", "input_type", "input_shape")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    verbs = parser.add_subparsers(required=True, metavar="ls|show|verify|add|export|gc")
+    verbs = parser.add_subparsers(required=True, metavar="ls|show|verify|add|export|gc|delete")
 
     def verb(name: str, action: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=text, description=text)
@@ -37,6 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     gc = verb("gc", _gc, "remove what no record, selection, allocation or running search refers to")
     gc.add_argument("--dry-run", action="store_true", help="only print what would be removed")
     gc.add_argument("--unreferenced", action="store_true", help="also models that nothing picked, of ended searches")
+    text = "delete the library of an HPOSearch, nothing else in its folder; of one that it shares, the search's own"
+    delete = verbs.add_parser("delete", help=text, description=text)
+    add_report_arguments(delete)
+    delete.set_defaults(action=_delete)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -192,6 +199,30 @@ def _gc(arguments: argparse.Namespace) -> int:
     collect.remove(library, removals)
     print(f"removed {total}")
     return 0
+
+
+def _delete(arguments: argparse.Namespace) -> int:
+    return run_reported(arguments, "delete", lambda report: _deleted(arguments, report))
+
+
+def _deleted(arguments: argparse.Namespace, report: Report) -> dict[str, Any]:
+    search = load_documents(arguments.spec).search(arguments.name)
+    store = open_store(search.spec.library.storage, "spec.library.storage")
+    report.progress(stage="delete", done=0, total=0, note=f"lists {store.url}")
+    files = size = 0
+
+    def tell(gone: int) -> None:
+        note = f"{_mib(planned.bytes)} in {store.url}"
+        report.progress(stage="delete", done=files + gone, total=files + planned.files, note=note)
+
+    # Of two searches of one library that are deleted at the same time, one is the last.
+    while (planned := collect.deletion(store, search.metadata.name)).files:
+        collect.delete(store, planned, tell)
+        files, size = files + planned.files, size + planned.bytes
+    shared = sorted(planned.others)
+    kept = f"; kept what is of {', '.join(shared[:5])}" if shared else ""
+    print(f"{store.url}: {_mib(size)} in {files} files deleted{kept}")
+    return {"digest": None, "summary": {"files": files, "bytes": size, "sharedWith": shared[:100]}}
 
 
 def _mib(size: int) -> str:

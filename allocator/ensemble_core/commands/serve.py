@@ -71,6 +71,7 @@ def how_to_call(model: str, addresses: dict[str, str]) -> list[str]:
 def _on_signals() -> threading.Event:
     """An event that SIGINT and SIGTERM set from now on, so that the server is stopped and not abandoned."""
     stopped = threading.Event()
+    signal.set_wakeup_fd(-1)  # by which other commands are ended some seconds later: a server takes its time
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
     return stopped

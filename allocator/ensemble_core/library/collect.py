@@ -1,20 +1,23 @@
-"""What of a library may go: files that no record, selection, allocation or running search refers to.
+"""What of a library may go: files that no record, selection, allocation or running search refers to; or all of it.
 
 A search runs as long as one of its trials is claimed and has neither a model nor a failure.
 """
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from ensemble_core.errors import UserError
 from ensemble_core.library import names
 from ensemble_core.library.library import Library
 from ensemble_core.library.records import ModelRecord
 from ensemble_core.library.searches import all_newest_claims
-from ensemble_core.library.store import Entry
+from ensemble_core.library.store import LOCK, TEMPORARY, Entry, Store
 
 GRACE_SECONDS = 86_400.0  # younger files without an owner may belong to a write under way
 _ENDS = ("failure.json", "removed.json")
@@ -147,3 +150,105 @@ def _removal(reason: str, entries: Mapping[str, Entry], tombstone: str | None = 
     # A set stops being one before it loses a file.
     paths = sorted(entries, key=lambda path: (not path.endswith(("/record.json", "/complete.json")), path))
     return Removal(reason, tuple(paths), sum(entry.bytes for entry in entries.values()), tombstone)
+
+
+# --- the whole library ----------------------------------------------------------------------------------------------
+
+DELETIONS = 16  # at a time
+BATCH = 256  # between two looks at the clock of whoever waits
+# What this format writes; whatever else lies in the folder is somebody else's.
+_OWNED = re.compile(
+    r"library\.json|splits/(validation|heldout)/(ids|labels)\.npy|searches/[^/]+/(spec|attempt-\d+)\.json"
+    r"|trials/.+-\d{4,}/(claim-\d+\.json|\d+/.+)|models/[^/]+/(record\.json|[^/]+/[^/]+)"
+    r"|profiles/[^/]+/[^/]+/[^/]+\.json|(selections|allocations|benchmarks)/[^/]+\.json"
+)
+_FOLDERS = ("", "splits", "searches", "trials", "models", "profiles", "selections", "allocations", "benchmarks")
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """What goes when a search is deleted.
+
+    Args:
+        steps: Paths that may go in any order; each step after the one before.
+        bytes: Of all of them.
+        others: Searches that share the library. As long as there are any, only what is of the deleted one goes.
+    """
+
+    steps: tuple[tuple[str, ...], ...]
+    bytes: int
+    others: frozenset[str] = frozenset()
+
+    @property
+    def files(self) -> int:
+        return sum(map(len, self.steps))
+
+
+def deletion(store: Store, search: str) -> Deletion:
+    """What goes when the library of a search is deleted; reads only. UserError if this is no library.
+
+    `library.json` goes last: killed at any point, the next plan has the rest.
+    """
+    entries = store.entries("")
+    owned = [path for path in entries if _OWNED.fullmatch(path)]
+    others = frozenset(filter(None, map(_search_of, owned))) - {search}
+    own = [path for path in owned if _belongs(path, search)]
+    if names.LIBRARY in owned:
+        Library.open(store)  # refuses what is of a newer format
+        own = own if others else owned
+    elif owned and not own:  # what a driver of the search wrote too late would be its own
+        raise UserError(store.url, f"is no model library: it has no {names.LIBRARY}, though {owned[0]}")
+    steps: dict[int, list[str]] = {step: [] for step in range(4)}
+    for path in own:
+        steps[_step(path)].append(path)
+    size = sum(entries[path].bytes for path in own)
+    return Deletion(tuple(tuple(step) for step in steps.values() if step), size, others)
+
+
+def delete(store: Store, planned: Deletion, progress: Callable[[int], None]) -> None:
+    """Carry out a deletion; `progress` is told how many files have gone."""
+    if not planned.others:
+        _delete_hidden(store)
+    gone = 0
+    with ThreadPoolExecutor(DELETIONS) as pool:
+        for step in planned.steps:
+            for start in range(0, len(step), BATCH):
+                gone += len(list(pool.map(store.delete, step[start : start + BATCH])))
+                progress(gone)
+
+
+def _delete_hidden(store: Store) -> None:
+    """Unfinished writes and the lock, which only a local folder has."""
+    for path in store.leftovers(0.0):
+        folder, _, name = path.rpartition("/")
+        if folder.split("/")[0] in _FOLDERS and re.fullmatch(rf"{re.escape(TEMPORARY)}[0-9a-f]{{32}}", name):
+            store.delete(path)
+    if (place := store.local(names.LIBRARY)) is not None:
+        place.with_name(LOCK).unlink(missing_ok=True)
+
+
+def _step(path: str) -> int:
+    """Records first, for without them a model is none; then the rest, what tells of the search, and the header."""
+    if path == names.LIBRARY:
+        return 3
+    if path.startswith("searches/"):
+        return 2
+    return 0 if path.endswith("/record.json") else 1
+
+
+def _search_of(path: str) -> str | None:
+    """The search that wrote a file, as far as its path tells."""
+    if path.startswith("searches/"):
+        return path.split("/")[1]
+    found = names.claimed(path) or names.event_of(path)
+    return found[0] if found else None
+
+
+def _belongs(path: str, search: str) -> bool:
+    """Whether a file is of the search alone."""
+    parts = path.split("/")
+    if parts[0] == "searches":
+        return parts[1] == search
+    name = parts[-1].removesuffix(".json") if parts[0] == "profiles" else parts[min(1, len(parts) - 1)]
+    trial = re.fullmatch(r"(.+)-\d{4,}", name)
+    return parts[0] in ("trials", "models", "profiles") and trial is not None and trial[1] == search

@@ -128,7 +128,7 @@ class Failure(Frozen):
 
 
 class Export(Frozen):
-    """`trials/<trial>/<attempt>/export.json`: when and where a trial's model was exported and published."""
+    """`trials/<trial>/<attempt>/export.json`: when and where a trial's model was exported; written before the model."""
 
     started_at: float  # Unix seconds
     finished_at: float

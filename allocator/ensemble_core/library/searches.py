@@ -134,8 +134,8 @@ class Searches:
         self.store.write(names.event(search, trial, attempt, "failure.json"), _json(failure))
 
     def write_export(self, search: str, trial: int, attempt: int, export: Export) -> None:
-        """Record when a trial's model was exported."""
-        self.store.write(names.event(search, trial, attempt, "export.json"), _json(export))
+        """Record when a trial's model was exported; the first time counts."""
+        self.store.create(names.event(search, trial, attempt, "export.json"), _json(export))
 
 
 def newest_claims(paths: Iterable[str], search: str) -> dict[int, int]:

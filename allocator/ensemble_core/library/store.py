@@ -15,7 +15,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,12 +24,13 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
-from ensemble_core.api.common import S3Storage, Storage
-from ensemble_core.errors import UserError
+from ensemble_core.api.common import CredentialsSecretRef, S3Storage, Storage
+from ensemble_core.errors import OutageError, UserError
 
 TEMPORARY = ".tmp-"
 LOCK = ".lock"
 LOCK_SECONDS = 60.0  # a lock is held for two small file operations
+_CREDENTIALS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_SESSION_TOKEN": "token"}
 _RELATIVE = re.compile(r"[A-Za-z0-9_][-A-Za-z0-9_.]*(/[A-Za-z0-9_][-A-Za-z0-9_.]*)*")
 
 
@@ -88,16 +89,33 @@ class Store(Protocol):
 def open_store(storage: Storage, where: str = "storage") -> Store:
     """The store behind a `storage` field, which messages call `where`; nothing is read or written yet.
 
-    Credentials come from the environment. A store that cannot create-if-absent is refused with a UserError by its
+    Credentials come from the environment: those of the Secret that the storage names (`credentials`), else the plain
+    `AWS_*`. A store that cannot create-if-absent is refused with a UserError by its
     first `create`, before anything was written: every writer begins with one.
+
+    Its methods raise UserError for what the user must set right, OutageError for what may be over the next time.
     """
     if storage.path is not None:
         if Path(storage.path).exists() and not Path(storage.path).is_dir():
             raise UserError(storage.path, "is a file; a library is a folder")
         return LocalStore(Path(storage.path))
     if storage.s3 is not None:
-        return S3Store(storage.s3)
+        return S3Store(storage.s3, credentials(storage.credentials_secret_ref, os.environ))
     raise UserError(f"{where}.persistentVolumeClaim", "is only reachable in a cluster; give `path` or `s3` here")
+
+
+def credentials(secret: CredentialsSecretRef | None, environment: Mapping[str, str]) -> dict[str, str]:
+    """What `s3fs` needs to log in with the keys of a Secret; empty if there are none, for then the plain `AWS_*` count.
+
+    A pod has each key as the variable `ENSEMBLE_S3_<NAME OF THE SECRET>_<KEY>`, in capitals with `_` for all that is
+    neither letter nor digit; so storages with different credentials are read by one process.
+    """
+    if secret is None:
+        return {}
+    prefix = f"ENSEMBLE_S3_{re.sub('[^A-Z0-9]', '_', secret.name.upper())}_"
+    # Who encodes a Secret by hand easily encodes a newline too.
+    given = {argument: environment.get(prefix + key, "").strip() for key, argument in _CREDENTIALS.items()}
+    return {argument: value for argument, value in given.items() if value}
 
 
 def storage_at(location: str) -> Storage:
@@ -309,8 +327,10 @@ def _entry(place: Path) -> Entry:
 class S3Store:
     """A prefix of a bucket, through s3fs. Objects appear whole; `create` is a PUT with `If-None-Match: *`."""
 
-    def __init__(self, storage: S3Storage) -> None:
+    def __init__(self, storage: S3Storage, credentials: Mapping[str, str]) -> None:
         self._storage = storage
+        self._credentials = credentials
+        self._answered = False
         self._root = f"{storage.bucket}/{storage.prefix.strip('/')}".rstrip("/")
         self._creates: bool | None = None
 
@@ -324,6 +344,7 @@ class S3Store:
 
         region = {"region_name": self._storage.region} if self._storage.region else {}
         return s3fs.S3FileSystem(
+            **self._credentials,
             endpoint_url=self._storage.endpoint,
             client_kwargs=region,
             config_kwargs={"max_pool_connections": 64, "connect_timeout": 10, "read_timeout": 60},
@@ -333,19 +354,29 @@ class S3Store:
 
     @contextlib.contextmanager
     def _reached(self) -> Iterator[None]:
-        """Turns what no retry helps against into a message about the store."""
-        from botocore.exceptions import BotoCoreError
+        """Turns errors of the store into ones that name the field to set right, or tell that it is out of order."""
+        from botocore.exceptions import BotoCoreError, ConnectionError, HTTPClientError
 
         try:
             yield
+        except (ConnectionError, HTTPClientError) as error:
+            if self._answered:
+                raise OutageError(f"{self.url}: does not answer any more: {error}") from error
+            raise UserError(f"{self.url}: s3.endpoint", f"cannot be used: {error}") from error
         except BotoCoreError as error:
-            raise UserError(self.url, f"cannot be used: {error}") from error
+            raise UserError(f"{self.url}: credentialsSecretRef", f"cannot be used: {error}") from error
         except PermissionError as error:
-            raise UserError(self.url, f"access is denied: {error}") from error
+            raise UserError(f"{self.url}: credentialsSecretRef", f"access is denied: {error}") from error
         except FileNotFoundError as error:
             if "bucket does not exist" in str(error):
-                raise UserError(self.url, "the bucket does not exist") from error
+                raise UserError(f"{self.url}: s3.bucket", "the bucket does not exist") from error
+            self._answered = True
             raise
+        except OSError as error:
+            if _failed(error):
+                raise OutageError(f"{self.url}: is out of order: {error}") from error
+            raise
+        self._answered = True
 
     def _at(self, path: str) -> str:
         return f"{self._root}/{checked(path)}"
@@ -470,10 +501,19 @@ class S3Store:
         return {}
 
 
+def _response(error: OSError) -> Any:
+    """What S3 answered, of an error that s3fs translated."""
+    return getattr(error.__cause__, "response", None) or {}
+
+
 def _code(error: OSError) -> str:
-    """S3's code of an error that s3fs translated."""
-    response = getattr(error.__cause__, "response", None) or {}
-    return str(response.get("Error", {}).get("Code", ""))
+    return str(_response(error).get("Error", {}).get("Code", ""))
+
+
+def _failed(error: OSError) -> bool:
+    """Whether it is the server's failure, and not a refusal; 501 means that it will never do that."""
+    status = int(_response(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    return isinstance(error, TimeoutError) or (status >= 500 and status != 501)
 
 
 def sha256_of(path: Path) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from ensemble_core.api.documents import Documents
 from ensemble_core.api.ensembleselection import EnsembleSelection
+from ensemble_core.errors import UserError
+from ensemble_core.frozen import digest
 from ensemble_core.library.library import Library, same_data
 from ensemble_core.library.parsing import validated
 from ensemble_core.library.records import SPLITS
@@ -25,6 +28,30 @@ def find_result(documents: Documents, selection: EnsembleSelection) -> Selection
     subject = make_subject(documents, selection)
     output = _output(documents, subject)
     return None if output is None else _stored(output, subject.digest())
+
+
+def read_result(documents: Documents, selection: EnsembleSelection, key: str) -> SelectionResult:
+    """The selection's result of that digest, whatever its libraries hold now.
+
+    Raises:
+        UserError: the selection's library has no such result, or it is another selection's, or of other data.
+    """
+    where, name = "--selection", selection.metadata.name
+    if not re.fullmatch("[0-9a-f]{64}", key):
+        raise UserError(where, f"{key!r} must be a digest: 64 hexadecimal digits")
+    library = Library.open(open_store(documents.result_storage(selection)))
+    found = _stored(library, key)
+    if found is None:
+        raise UserError(where, f"{library.store.url} has no {KIND}/{key}.json; run `ensemble select --name {name}`")
+    # Equal selections share their results, which have the name of the first.
+    if found.name != name and found.spec_hash != digest(selection.spec.document()):
+        raise UserError(where, f"{key} is a result of the selection {found.name}, not of {name}")
+    if found.digest != key or found.fingerprint != library.header.fingerprint:
+        raise UserError(f"{library.store.url}/{KIND}/{key}.json", "is not the result that its name says")
+    sources = len(documents.source_storages(selection))
+    if len(found.sources) != sources:
+        raise UserError(where, f"{key} was selected from {len(found.sources)} libraries; {name} names {sources}")
+    return found
 
 
 def run_selection(

@@ -1,22 +1,31 @@
-"""Triton's repository API over HTTP: is it up, load and unload."""
+"""Triton's repository API over HTTP: is it up, what is loaded, load and unload."""
 
 from __future__ import annotations
 
 import http.client
 import json
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 from urllib.parse import quote
 
 from ensemble_core.serving.errors import LoadError, ServingError
+
+ASK_SECONDS = 10.0
 
 
 class Control:
     """Talks to one server; every call is a connection of its own, so any thread may call.
 
-    `seconds` is how long a load may take.
+    Args:
+        host, port: Of its HTTP endpoint.
+        seconds: How long a load may take.
+        headers: That open what it keeps from others.
     """
 
-    def __init__(self, host: str, port: int, seconds: float) -> None:
+    def __init__(self, host: str, port: int, seconds: float, headers: Mapping[str, str] | None = None) -> None:
         self._host, self._port, self._seconds = host, port, seconds
+        self._headers = dict(headers or {})
 
     def ready(self) -> bool:
         """Whether the server takes requests, and no model of it has failed to load."""
@@ -33,6 +42,24 @@ class Control:
         except (OSError, ValueError, KeyError, http.client.HTTPException):
             return None
 
+    def states(self) -> dict[str, str]:
+        """READY, LOADING, UNLOADING or UNAVAILABLE, by model; ServingError if it does not tell."""
+        found = self._told("POST", "/v2/repository/index")
+        return {model["name"]: model.get("state", "UNAVAILABLE") for model in found}
+
+    def config(self, model: str) -> Any:
+        """The configuration that a model was loaded with, as JSON; ServingError if it is not loaded."""
+        return self._told("GET", f"/v2/models/{quote(model)}/config")
+
+    def load_all(self, models: Collection[str], front: str) -> None:
+        """Load models, all at once but the front one, which comes last; LoadError if one does not load."""
+        if workers := sorted(set(models) - {front}):
+            with ThreadPoolExecutor(len(workers)) as pool:
+                for loaded in [pool.submit(self.load, model) for model in workers]:
+                    loaded.result()
+        if front in models:
+            self.load(front)
+
     def load(self, model: str) -> None:
         """Load a model, or load it again if its files have changed; LoadError with Triton's reason."""
         self._post(model, "load")
@@ -47,6 +74,15 @@ class Control:
         except (OSError, http.client.HTTPException):
             return False
 
+    def _told(self, method: str, path: str) -> Any:
+        try:
+            status, body = self._ask(method, path, ASK_SECONDS)
+            if status == http.client.OK:
+                return json.loads(body)
+        except (OSError, ValueError, http.client.HTTPException) as lost:
+            raise ServingError(f"{path}: the server does not answer: {lost}") from lost
+        raise ServingError(f"{path}: {_message(body)}")
+
     def _post(self, model: str, verb: str) -> None:
         try:
             status, body = self._ask("POST", f"/v2/repository/models/{quote(model)}/{verb}", self._seconds)
@@ -60,7 +96,7 @@ class Control:
     def _ask(self, method: str, path: str, seconds: float) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection(self._host, self._port, timeout=seconds)
         try:
-            connection.request(method, path)
+            connection.request(method, path, headers=self._headers)
             response = connection.getresponse()
             return response.status, response.read()
         finally:

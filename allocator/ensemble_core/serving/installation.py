@@ -1,4 +1,8 @@
-"""The Triton server of the package nvidia-pytriton, and how it must be started."""
+"""The Triton server of this machine, and how it must be started.
+
+Either that of NVIDIA's image, in /opt/tritonserver with the native ONNX Runtime and Python backends (not verified yet),
+or that of the package nvidia-pytriton, which has the Python backend alone.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,19 @@ import shutil
 import stat
 import sys
 import sysconfig
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from importlib.metadata import version
 from pathlib import Path
 
 from ensemble_core.serving.errors import ServingError
 
+NVIDIA = Path("/opt/tritonserver")
 BACKENDS = Path(__file__).parent / "backends"
 OURS = ("averaging", "member")
+STUB = "triton_python_backend_stub"
+# The header that opens what only the agent may use; gRPC has it with a prefix of Triton's.
+CONTROL_HEADER = "ensemble-control"
+CONTROLLED = "model-repository,shared-memory,trace,logging"
 
 
 @dataclass(frozen=True)
@@ -29,21 +39,59 @@ class Ports:
         return self.http, self.grpc, self.metrics
 
 
-def tritonserver() -> Path:
-    """The folder of the server; ServingError if its package is not installed."""
+@dataclass(frozen=True)
+class Installation:
+    """A server.
+
+    Args:
+        name, version: For digests of what was measured on it.
+        folder: Holds `bin/tritonserver` and its own `backends/`.
+        stub: Runs Python models, if it is not among the backend's files.
+        variables: Of the environment, that it and its Python processes need.
+    """
+
+    name: str
+    version: str
+    folder: Path
+    stub: Path | None = None
+    variables: dict[str, str] = field(default_factory=dict)
+
+
+def find() -> Installation:
+    """The server of this machine; ServingError if there is none."""
+    if (NVIDIA / "bin" / "tritonserver").is_file():
+        told = NVIDIA / "TRITON_VERSION"
+        release = told.read_text().strip() if told.is_file() else os.environ.get("TRITON_SERVER_VERSION", "unknown")
+        return Installation("tritonserver", release, NVIDIA, variables={"PYTHONPATH": sysconfig.get_path("purelib")})
     spec = importlib.util.find_spec("pytriton")
     if spec is None or not spec.submodule_search_locations:
         raise ServingError("the Triton server is missing: pip install --no-deps nvidia-pytriton")
-    return Path(spec.submodule_search_locations[0]) / "tritonserver"
+    folder = Path(spec.submodule_search_locations[0]) / "tritonserver"
+    packages = Path(sysconfig.get_path("purelib"))
+    return Installation(
+        "nvidia-pytriton",
+        version("nvidia-pytriton"),
+        folder,
+        stub=folder / "python_backend_stubs" / f"{sys.version_info.major}.{sys.version_info.minor}" / STUB,
+        variables={
+            "LD_LIBRARY_PATH": f"{packages / 'nvidia_pytriton.libs'}:{sysconfig.get_config_var('LIBDIR')}",
+            "PYTHONPATH": str(packages),
+            "VIRTUAL_ENV": sys.prefix,
+            "PATH": f"{sys.prefix}/bin:{os.environ.get('PATH', os.defpath)}",
+        },
+    )
 
 
 def prepare_backends(folder: Path) -> None:
-    """Fill a backend directory: Triton's Python backend with the stub of this Python, and ours."""
-    server = tritonserver()
-    stub = f"{sys.version_info.major}.{sys.version_info.minor}/triton_python_backend_stub"
-    shutil.copytree(server / "backends" / "python", folder / "python")
-    copied = Path(shutil.copy(server / "python_backend_stubs" / stub, folder / "python"))
-    copied.chmod(copied.stat().st_mode | stat.S_IXUSR)
+    """Fill a backend directory: Triton's Python backend with its stub, its native ONNX Runtime if it has one, ours."""
+    server = find()
+    shutil.copytree(server.folder / "backends" / "python", folder / "python")
+    if server.stub is not None:
+        copied = Path(shutil.copy(server.stub, folder / "python"))
+        copied.chmod(copied.stat().st_mode | stat.S_IXUSR)
+    native = server.folder / "backends" / "onnxruntime"
+    if native.is_dir():
+        (folder / native.name).symlink_to(native)
     for name in OURS:
         (folder / name).mkdir()
         for source in (*(BACKENDS / name).glob("*.py"), *(BACKENDS / "common").glob("*.py")):
@@ -52,22 +100,21 @@ def prepare_backends(folder: Path) -> None:
 
 def environment() -> dict[str, str]:
     """The variables that the server and its Python processes need to find their libraries."""
-    packages = Path(sysconfig.get_path("purelib"))
-    libraries = f"{packages / 'nvidia_pytriton.libs'}:{sysconfig.get_config_var('LIBDIR')}"
-    return {
-        **os.environ,
-        "LD_LIBRARY_PATH": libraries,
-        "PYTHONPATH": str(packages),
-        "VIRTUAL_ENV": sys.prefix,
-        "PATH": f"{sys.prefix}/bin:{os.environ.get('PATH', os.defpath)}",
-        # Members bring their own threads, pinned to their cores; NumPy needs none beside them.
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-    }
+    # Members bring their own threads, pinned to their cores; NumPy needs none beside them.
+    return {**os.environ, **find().variables, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
-def command(folder: Path, address: str, ports: Ports, prefix: str) -> list[str]:
-    """The server's command line; `prefix` begins the names of its shared memory, and is its own."""
+def command(folder: Path, address: str, ports: Ports, prefix: str, key: str | None = None) -> list[str]:
+    """The server's command line.
+
+    Args:
+        folder: Holds `models/` and `backends/`.
+        address: What the endpoints listen on.
+        ports: Of the endpoints.
+        prefix: Begins the names of the server's shared memory, is its own, and is told as its name.
+        key: Only requests with it in the header `ensemble-control` may load and unload models, register shared memory,
+            or change traces and logs; everybody may without a key.
+    """
     options = {
         "model-repository": folder / "models",
         "backend-directory": folder / "backends",
@@ -79,9 +126,12 @@ def command(folder: Path, address: str, ports: Ports, prefix: str) -> list[str]:
         **{f"{field.name}-address": address for field in fields(ports)},
         **{f"{field.name}-port": getattr(ports, field.name) for field in fields(ports)},
     }
+    if key is not None:
+        rule = f"{CONTROLLED}:{CONTROL_HEADER}={key}"
+        options |= {"http-restricted-api": rule, "grpc-restricted-protocol": rule}
     python = {"shm-region-prefix-name": prefix, "shm-default-byte-size": 1 << 20, "stub-timeout-seconds": 300}
     return [
-        str(tritonserver() / "bin" / "tritonserver"),
+        str(find().folder / "bin" / "tritonserver"),
         "--disable-auto-complete-config",  # it starts every Python model twice, and ours say all there is
         *(f"--{name}={value}" for name, value in options.items()),
         *(f"--backend-config=python,{name}={value}" for name, value in python.items()),

@@ -25,8 +25,8 @@ LOG_LINES = 25
 class ServerProcess:
     """A tritonserver on the models of a folder, which can be started again after it has ended.
 
-    It leads a process group with its Python models. The kernel kills it when the thread that started it ends. That
-    thread starts and ends it; any thread may ask about it.
+    It leads a process group with its Python models, which ends with it. The kernel kills it when the thread that
+    started it ends. That thread starts and ends it; any thread may ask about it.
 
     Args:
         folder: Holds `models/` and `backends/`; the log is written there.
@@ -72,15 +72,6 @@ class ServerProcess:
         if (process := self._process) is not None:
             process.terminate()
 
-    def kill_orphans(self) -> None:
-        """Kill what a dead server has left: a Python model that was being loaded waits for it for ever.
-
-        It also holds the sockets of the server's clients open, so that they would wait as long.
-        """
-        if (leader := self.pid) is not None and not self.running():
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(leader, signal.SIGKILL)
-
     def end(self) -> None:
         """End the process group and remove its shared memory; nothing happens if it has ended."""
         if self._process is not None:
@@ -99,7 +90,7 @@ class ServerProcess:
 
     def stubs(self, models: frozenset[str]) -> dict[str, int]:
         """The process of each of the models that is a Python model."""
-        return {} if (leader := self.pid) is None else processes.stubs(leader, models)
+        return {} if self.pid is None else processes.stubs(self._prefix, models)
 
     def log_tail(self) -> str:
         """The last lines that it has printed."""

@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from ensemble_core.serving.installation import STUB
+
 TICKS = os.sysconf("SC_CLK_TCK")
-STUB = "triton_python_backend_stub"
 INSTANCE = re.compile(r"_\d+_\d+$")  # what Triton adds to a model's name
 
 
@@ -42,21 +43,28 @@ def alive(pid: int) -> bool:
     return found is not None and found.state not in "ZX"
 
 
-def stubs(leader: int, models: frozenset[str]) -> dict[str, int]:
-    """Process ids of the Python models in the server's group; of one that is just replaced, the new process."""
-    found = {}
-    for member in sorted(group(leader), key=lambda each: each.started):
-        arguments = _arguments(member.pid)
-        if arguments and arguments[0].endswith(STUB):
-            found.update({model: member.pid for each in arguments if (model := INSTANCE.sub("", each)) in models})
-    return found
+def stubs(prefix: str, models: frozenset[str]) -> dict[str, int]:
+    """Process ids of a server's Python models; of one that is just replaced, the new process.
+
+    `prefix` begins the names of the server's shared memory, which its stubs are given. They are seen wherever this
+    process sees them: it need not be the server's parent. O(processes of the machine).
+    """
+    found: dict[str, Process] = {}
+    for pid in (int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()):
+        arguments = _arguments(pid)
+        if not arguments[0].endswith(STUB) or not any(each.startswith(prefix) for each in arguments):
+            continue
+        if (stub := process(pid)) is not None and stub.state not in "ZX":
+            for model in models.intersection(INSTANCE.sub("", each) for each in arguments):
+                found[model] = max(stub, found.get(model, stub), key=lambda each: each.started)
+    return {model: stub.pid for model, stub in found.items()}
 
 
 def _arguments(pid: int) -> list[str]:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
     except (FileNotFoundError, ProcessLookupError):
-        return []
+        return [""]
 
 
 def busy_seconds() -> float:

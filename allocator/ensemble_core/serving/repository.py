@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import text_format
+from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from ensemble_core.allocation.plan import Plan, Worker
@@ -15,6 +15,8 @@ from ensemble_core.serving.workers import workers_of
 
 VERSION = "1"
 DEADLINE_SECONDS = 60  # for a worker's answer to one chunk
+# Defaults of Triton's own, which vary with its version.
+FILLED_IN = {"platform", "runtime", "default_model_filename", "version_policy", "optimization"}
 TYPES = {"uint8": pb.TYPE_UINT8, "float32": pb.TYPE_FP32}
 
 
@@ -25,11 +27,28 @@ def render(plan: Plan) -> dict[str, str]:
     A model on CPU cores is for the backend `member` beside this package, one on a GPU for Triton's `onnxruntime`; that
     second one has not run on a GPU yet. Raises ValueError if two models would have the same name.
     """
-    configs = [_front(plan), *(_worker(plan, worker) for worker in plan.workers)]
-    texts = {f"{config.name}/config.pbtxt": text_format.MessageToString(config) for config in configs}
-    if len(texts) < len(configs):
+    return {f"{name}/config.pbtxt": text_format.MessageToString(config) for name, config in configs(plan).items()}
+
+
+def configs(plan: Plan) -> dict[str, Any]:
+    """The configuration of each model; ValueError as of `render`."""
+    found = [_front(plan), *(_worker(plan, worker) for worker in plan.workers)]
+    by_name = {config.name: config for config in found}
+    if len(by_name) < len(found):
         raise ValueError(f"{plan.name}: two models of the repository have the same name")
-    return texts
+    return by_name
+
+
+def loaded_config(content: Any) -> Any:
+    """The configuration of a loaded model, from Triton's JSON, without what Triton has filled in: equal to that of
+    `configs` if the model was loaded with it."""
+    config = json_format.ParseDict(content, pb.ModelConfig(), ignore_unknown_fields=True)
+    for field, _ in config.ListFields():
+        if field.name in FILLED_IN:
+            config.ClearField(field.name)
+    for group in config.instance_group:
+        group.ClearField("name")
+    return config
 
 
 def weights(plan: Plan) -> dict[str, str]:

@@ -7,7 +7,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
@@ -134,13 +133,9 @@ class TritonServer:
     def _load(self, plan: Plan) -> None:
         """Load what differs from what is loaded; all of it is there when the front model answers."""
         repository.write(plan, self._models)
-        control, workers = self._process.control, sorted(_models(plan) - {plan.name})
-        with ThreadPoolExecutor(len(workers)) as pool:
-            for loaded in [pool.submit(control.load, model) for model in workers]:
-                loaded.result()
-        control.load(plan.name)
+        self._process.control.load_all(plan.models, plan.name)
         ask(self.url, plan.name, np.zeros((1, *plan.signature.input_shape), plan.signature.input_type))
-        self._stubs = self._process.stubs(_models(plan))
+        self._stubs = self._process.stubs(plan.models)
 
     def _restore(self, plan: Plan, before: Plan | None) -> None:
         self._unload(_models(plan) - _models(before))
@@ -169,7 +164,6 @@ class TritonServer:
     def _look(self) -> None:
         """Repair what has died since the last look."""
         if not self._process.running():
-            self._process.kill_orphans()  # before the lock: who has it may be waiting for one of them
             self._restart()
         elif not all(processes.alive(pid) for pid in self._stubs.values()):
             with self._lock, contextlib.suppress(ServingError):  # what goes wrong now is seen by the next look
@@ -200,7 +194,4 @@ class TritonServer:
 
 
 def _models(plan: Plan | None) -> frozenset[str]:
-    """The Triton models of a plan."""
-    if plan is None:
-        return frozenset()
-    return frozenset({plan.name, *(plan.model_name(worker) for worker in plan.workers)})
+    return frozenset() if plan is None else plan.models

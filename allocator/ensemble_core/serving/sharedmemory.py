@@ -26,6 +26,11 @@ def new_prefix() -> str:
     return f"ensemble-{_namespace()}-{os.getpid()}-{secrets.token_hex(4)}-"
 
 
+def is_near(prefix: str) -> bool:
+    """Whether the owner of a prefix has the PID namespace of this process, so that its processes can be seen."""
+    return prefix.startswith(f"ensemble-{_namespace()}-")
+
+
 def sweep(prefix: str) -> None:
     """Remove every region whose name starts so. Processes that have it mapped keep it."""
     for path in FOLDER.glob(f"{prefix}*"):

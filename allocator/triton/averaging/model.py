@@ -26,10 +26,42 @@ SHORTEST_NAP = 0.2  # seconds between looks at overdue workers
 DEPTH = 2  # chunks of a worker in flight: one it works on, one that waits in Triton for it
 
 
+class Waits:
+    """How long requests wait until every member has begun with them, as counters beside Triton's own.
+
+    Triton's queue time of this model says nothing: `execute` takes every request at once.
+    """
+
+    def __init__(self, model: str) -> None:
+        labels = {"model": model}
+        # A family ends with the object that stands for it, and its metrics with it.
+        self._families = [
+            pb.MetricFamily(name=name, description=description, kind=pb.MetricFamily.COUNTER)
+            for name, description in (
+                ("ensemble_wait_microseconds_total", "Microseconds that requests waited for members"),
+                ("ensemble_wait_requests_total", "Requests that every member has begun with"),
+            )
+        ]
+        self._waits, self._requests = (family.Metric(labels=labels) for family in self._families)
+
+    def tell(self, seconds: float) -> None:
+        self._waits.increment(round(seconds * 1e6))
+        self._requests.increment(1)
+
+
 class Job:
     """A request on its way: its input rows and the sum of the answers so far."""
 
-    def __init__(self, request: Any, average: Average, samples: npt.NDArray[Any], place: tuple[str, int]) -> None:
+    def __init__(
+        self,
+        request: Any,
+        average: Average,
+        samples: npt.NDArray[Any],
+        place: tuple[str, int],
+        waits: Waits,
+        members: int,
+    ) -> None:
+        self._waits, self._not_begun, self._since = waits, members, time.monotonic()
         self.samples = samples
         self.key, self.offset = place
         self._average = average
@@ -42,6 +74,13 @@ class Job:
         with self._lock:
             if not self.answered and self._average.add(chunk.start, chunk.stop, answer, weight):
                 self._answer(pb.InferenceResponse([tensor("PROBABILITIES", self._average.result())]))
+
+    def begin(self) -> None:
+        """A member begins with it."""
+        with self._lock:
+            self._not_begun -= 1
+            if self._not_begun == 0:
+                self._waits.tell(time.monotonic() - self._since)
 
     def fail(self, message: str) -> None:
         with self._lock:
@@ -123,6 +162,8 @@ class Member:
                     return None
                 chunk = self._queue.take(batch_size)
                 if not chunk.item.answered:
+                    if chunk.start == 0:
+                        chunk.item.begin()
                     slot.chunk, slot.since = chunk, time.monotonic()
                     return chunk
 
@@ -161,6 +202,7 @@ class TritonPythonModel:
         total = sum(member["weight"] for member in members)
         self._shape = tuple(int(size) for size in config["output"][0]["dims"])
         self._regions = Regions()
+        self._waits = Waits(config["name"])
         self._stopped = threading.Event()
         self._members = [
             Member(member, member["weight"] / total, int(parameters["segment_size"])) for member in members
@@ -189,7 +231,7 @@ class TritonPythonModel:
         if len(samples) == 0:
             raise ValueError("a request needs at least one sample")
         average = Average(len(samples), self._shape, len(self._members))
-        return Job(request, average, samples, self._regions.find(samples))
+        return Job(request, average, samples, self._regions.find(samples), self._waits, len(self._members))
 
     def _look(self, deadline: float) -> None:
         while not self._stopped.wait(max(SHORTEST_NAP, deadline / 10)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -40,6 +41,14 @@ class TritonPythonModel:
         answers = [self.session.run(None, {"INPUT": samples})[0] for samples in given]
         return [pb.InferenceResponse([tensor("PROBABILITIES", answer)]) for answer in answers]
 """
+
+
+def waits(server: TritonServer, model: str) -> tuple[int, int]:
+    """Requests of a front model that every member has begun with, and the microseconds that they waited for that."""
+    with urllib.request.urlopen(f"http://{server.address}:{server.ports.metrics}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    values = {line.split("{")[0]: float(line.split()[-1]) for line in lines if f'model="{model}"' in line}
+    return int(values["ensemble_wait_requests_total"]), int(values["ensemble_wait_microseconds_total"])
 
 
 def chunks(server: TritonServer, model: str) -> int:
@@ -85,6 +94,15 @@ def test_both_workers_of_a_member_share_its_work(server, plan, ensemble):
     for _ in range(5):
         np.testing.assert_allclose(predict(server.url, plan.name, given), ensemble.expected(given), atol=CLOSE)
     assert all(chunks(server, worker) > count for worker, count in zip(workers, before, strict=True))
+
+
+def test_the_wait_of_every_request_is_counted(server, plan, ensemble):
+    requests, waited = waits(server, plan.name)
+    with ThreadPoolExecutor(8) as pool:  # more than the workers take at a time: most have to wait
+        list(pool.map(lambda seed: ask(server.url, plan.name, ensemble.samples(1000, seed=seed)), range(16)))
+    now, waited_now = waits(server, plan.name)
+    assert now == requests + 16
+    assert waited_now > waited
 
 
 def test_concurrent_clients_get_their_own_answers(server, plan, ensemble):

@@ -29,8 +29,9 @@ import sys, time
 from ensemble_core.allocation.plan import Plan
 from ensemble_core.serving.server import TritonServer
 with TritonServer() as server:
+    print(server.pid, flush=True)
     server.apply(Plan.model_validate_json(sys.argv[1]))
-    print(*(process.pid for process in server.processes()), flush=True)
+    print("loaded", flush=True)
     time.sleep(600)
 """
 
@@ -137,13 +138,21 @@ def test_nothing_is_left_when_the_server_is_stopped(plan):
     assert [name for name in shared_memory_of(os.getpid()) if name.startswith(prefix)] == []
 
 
-def test_nothing_is_left_when_the_owner_is_killed(plan):
+@pytest.mark.parametrize("when", ["loading", "loaded"])
+def test_nothing_is_left_when_the_owner_is_killed(plan, when):
+    def group() -> list[int]:
+        return [member.pid for member in processes.group(leader) if processes.alive(member.pid)]
+
     command = [sys.executable, "-c", OWNER, plan.model_dump_json(by_alias=True)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
-        pids = [int(pid) for pid in owner.stdout.readline().split()]
-        assert len(pids) == 1 + len(plan.workers) + 1
+        leader = int(owner.stdout.readline())
+        if when == "loading":
+            wait_until(lambda: len(group()) > 1, "no model's process")
+        else:
+            assert owner.stdout.readline() == "loaded\n"
+            assert len(group()) == 1 + len(plan.workers) + 1
         owner.kill()
-    wait_until(lambda: not any(processes.alive(pid) for pid in pids), "processes outlive their owner")
+    wait_until(lambda: group() == [], "processes outlive their owner")
     with TritonServer():  # the next server sweeps what the kill left
         assert shared_memory_of(owner.pid) == []
         assert list(Path(tempfile.gettempdir()).glob(f"ensemble-*-{owner.pid}-*")) == []

@@ -24,6 +24,9 @@ class DictResults:
         text = self.files.get((kind, digest))
         return None if text is None else json.loads(text)
 
+    def results(self, kind: str) -> dict[str, dict[str, Any]]:
+        return {digest: json.loads(text) for (stored, digest), text in self.files.items() if stored == kind}
+
     def write_result(self, kind: str, digest: str, content: dict[str, Any]) -> dict[str, Any]:
         return json.loads(self.files.setdefault((kind, digest), json.dumps(content)))
 

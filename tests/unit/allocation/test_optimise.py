@@ -10,6 +10,7 @@ from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.memory import Curve, Memory
 from ensemble_core.allocation.optimise import (
     Benchmarks,
+    allocated_elsewhere,
     benchmarks_at_most,
     find_allocation,
     starting_matrix,
@@ -102,6 +103,18 @@ def test_a_killed_run_continues_and_measures_only_what_is_missing(
     assert allocate(results, subject, second) == undisturbed
     assert not set(first.measured) & set(second.measured)
     assert len(first.measured) + len(second.measured) == 12
+
+
+def test_an_allocation_on_other_devices_is_told_apart_from_other_settings(
+    results: Any, make_subject: Callable[..., Subject]
+) -> None:
+    subject = make_subject(maxBenchmarks=2)
+    found = allocate(results, subject, Machine())
+    faster = tuple(row.model_copy(update={"device_type": "cpu-fast-1c"}) for row in subject.devices)
+    elsewhere = replace(subject, devices=faster)
+    assert stored_allocation(results, elsewhere) is None
+    assert allocated_elsewhere(results, elsewhere) == found
+    assert allocated_elsewhere(results, replace(make_subject(maxBenchmarks=3), devices=faster)) is None
 
 
 def test_more_benchmarks_reuse_those_that_are_there(results: Any, make_subject: Callable[..., Subject]) -> None:

@@ -46,3 +46,11 @@ def test_a_plan_that_refers_to_nothing_is_refused(make_subject: Callable[..., Su
         Plan.model_validate({**content, "workers": [{"member": 0, "device": "cpu9", "batch_size": 8}]})
     with pytest.raises(ValidationError, match="same id"):
         Plan.model_validate({**content, "members": content["members"][:1] * 2})
+
+
+def test_cores_are_dealt_again_where_a_container_has_others(make_subject: Callable[..., Subject]) -> None:
+    plan = make_plan(make_subject())
+    assert [device.cores for device in plan.on_cores([7, 5, 9]).devices] == [(5,), (7,)]
+    assert plan.on_cores([0, 1]) == plan
+    with pytest.raises(ValueError, match="needs 2 cores; this process may use 1"):
+        plan.on_cores([7])

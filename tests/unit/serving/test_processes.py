@@ -15,10 +15,14 @@ from ensemble_core.serving.process import choose, in_use
 
 PARENT = """
 import os, subprocess, sys
-command = [sys.executable, "-c", "import time; time.sleep(600)"]
-child = subprocess.Popen([sys.executable, "-IS", sys.argv[1], str(os.getpid()), *command])
-print(child.pid, flush=True)
-child.wait()
+command = [sys.executable, "-c", sys.argv[2]]
+subprocess.run([sys.executable, "-IS", sys.argv[1], str(os.getpid()), *command], start_new_session=True)
+"""
+LEADER = """
+import os, subprocess, sys, time
+member = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(os.getpid(), member.pid, flush=True)
+time.sleep(600)
 """
 
 
@@ -29,12 +33,17 @@ def wait_until_dead(pid: int) -> None:
         time.sleep(0.01)
 
 
-def test_a_launched_process_dies_with_its_parent():
-    with subprocess.Popen([sys.executable, "-c", PARENT, launch.__file__], stdout=subprocess.PIPE, text=True) as parent:
-        child = int(parent.stdout.readline())
-        assert processes.alive(child)
-        parent.send_signal(signal.SIGKILL)
-    wait_until_dead(child)
+@pytest.mark.parametrize("killed", ["parent", "leader"])
+def test_a_launched_process_dies_with_its_parent_and_its_group_with_it(killed):
+    command = [sys.executable, "-c", PARENT, launch.__file__, LEADER]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        leader, member = map(int, parent.stdout.readline().split())
+        assert processes.alive(leader)
+        assert processes.alive(member)
+        os.kill({"parent": parent.pid, "leader": leader}[killed], signal.SIGKILL)
+        assert parent.stdout.read() == ""  # all who had the other end have ended, the guard too
+    wait_until_dead(leader)
+    wait_until_dead(member)
 
 
 def test_nothing_is_launched_when_the_parent_is_gone():

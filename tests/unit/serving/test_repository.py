@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
-from google.protobuf import text_format
+from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from ensemble_core.allocation.plan import Member, Worker
@@ -114,3 +115,34 @@ def test_writing_links_the_files_and_leaves_what_is_the_same(make_plan, tmp_path
     repository.write(plan.model_copy(update={"segment_size": 64}), folder)
     assert (folder / "m-0--cpu0--b8/config.pbtxt").stat().st_mtime == 1
     assert (folder / "digits/config.pbtxt").stat().st_mtime > 1
+
+
+def as_triton_tells(config):
+    """The JSON of a loaded model: numbers as numbers, and Triton's own defaults filled in."""
+    told = json_format.MessageToDict(
+        config, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    for group in told["instance_group"]:
+        group["name"] = f"{config.name}_0"
+    filled_in = {"runtime": "model.py", "version_policy": {"latest": {"num_versions": 1}}, "new_in_some_version": 3}
+    return json.loads(json.dumps({**told, **filled_in, "optimization": {"eager_batching": False}}))
+
+
+def test_what_triton_tells_of_a_loaded_model_is_what_was_written(make_plan):
+    for config in repository.configs(make_plan()).values():
+        assert repository.loaded_config(as_triton_tells(config)) == config
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"max_batch_size": 3},
+        {"backend": "onnxruntime"},
+        {"dynamic_batching": {}},
+        {"parameters": {}},
+        {"instance_group": [{"kind": "KIND_CPU", "count": 2}]},
+    ],
+)
+def test_another_configuration_is_noticed(make_plan, change):
+    config = repository.configs(make_plan())["m-0--cpu0--b32"]
+    assert repository.loaded_config({**as_triton_tells(config), **change}) != config
