@@ -50,7 +50,7 @@ class Driver:
         search: Its state.
         slots: Where trials run.
         deadline: Unix seconds after which no trial starts; none is no limit.
-        changed: Called after every change.
+        changed: Called after every change, and while the slots have nothing to tell.
     """
 
     search: Search
@@ -60,6 +60,10 @@ class Driver:
     _waiting: deque[Trial] = field(default_factory=deque, init=False)
     _running: dict[int, Trial] = field(default_factory=dict, init=False)
     _idle: list[int] = field(default_factory=list, init=False)
+
+    def running(self) -> frozenset[int]:
+        """Numbers of the trials that occupy a slot; any thread may ask."""
+        return frozenset(trial.number for trial in tuple(self._running.values()))
 
     def run(self) -> None:
         """Raises CommandError when too many trials have failed, Fenced when a newer attempt has begun."""
@@ -72,6 +76,7 @@ class Driver:
             self._next_is_there()
             for slot, outcome in self.slots.wait():
                 self._handle(slot, outcome)
+            self.changed()
 
     def _hand_out(self) -> None:
         while self._idle and self._next_is_there():
@@ -91,7 +96,7 @@ class Driver:
         trial = self._running[slot]
         claim = trial.claim
         epoch = trial.epochs if trial.trained else self.search.rule.next_epoch(claim.bracket, trial.epochs)
-        order = Order(claim.trial, self.search.attempt, claim.parameters, epoch, trial.resumed)
+        order = Order(claim.trial, self.search.attempt, claim.parameters, epoch, slot, trial.resumed)
         (self.slots.finish if trial.trained else self.slots.advance)(slot, order)
 
     def _handle(self, slot: int, outcome: Outcome) -> None:
@@ -107,12 +112,10 @@ class Driver:
         elif isinstance(outcome, Published):
             trial = self._running.pop(slot)
             self._idle.append(slot)
-            self._hand_out()  # first of all: what follows is writing
-            self.search.record_model(trial, outcome, slot)
+            self.search.note_model(trial, outcome)
             say(published_line(outcome.record, self.search.rule.limit))
         else:
             self._broken(slot, outcome)
-        self.changed()
 
     def _broken(self, slot: int, broken: Broken) -> None:
         trial = self._running.pop(slot)

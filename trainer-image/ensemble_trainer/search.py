@@ -13,11 +13,11 @@ from typing import Any
 
 from ensemble_core.api.hposearch import HPOSearchSpec
 from ensemble_core.errors import UserError
-from ensemble_core.frozen import Frozen
+from ensemble_core.frozen import Frozen, digest
 from ensemble_core.library import names
 from ensemble_core.library.library import Library
 from ensemble_core.library.parsing import parse
-from ensemble_core.library.records import Claim, Export, Failure, Metrics, Rung
+from ensemble_core.library.records import Claim, Failure, Metrics, Rung
 from ensemble_core.library.searches import Fenced, TrialState
 from ensemble_core.library.timeline import Span, span
 from ensemble_trainer.hyperband import Rule, async_hyperband, full_length
@@ -66,6 +66,7 @@ class Search:
         self.library, self.name, self.spec = library, name, spec
         self.rule = stopping_rule(spec)
         self.attempt = 0
+        self.began = _began(library, name)
         self.spans: list[Span] = []  # of this attempt
         self._space = space
         self._load()
@@ -95,6 +96,21 @@ class Search:
     @property
     def failures(self) -> list[Trial]:
         return [trial for trial in self.trials if trial.failure is not None]
+
+    @property
+    def models(self) -> int:
+        """Models of the library, as far as this driver knows: what other searches add meanwhile comes later."""
+        return len(self._digests)
+
+    def digest(self) -> str:
+        """The library's digest of the models that this driver knows; any thread may ask."""
+        return digest(self._digests.copy())
+
+    def look_again(self) -> None:
+        """Read which models the library has by now, those of other searches among them."""
+        models = self.library.models()
+        self.records = [record for record in models if record.origin.search == self.name]
+        self._digests = {record.id: digest(record.document()) for record in models}
 
     def propose(self) -> Trial:
         """The next trial, claimed for this attempt."""
@@ -158,14 +174,11 @@ class Search:
         trial.failure, trial.ended = failure, True
         return failure
 
-    def record_model(self, trial: Trial, published: Published, slot: int) -> None:
-        """Note that the trial's model is in the library."""
-        export = Export(
-            started_at=published.started_at, finished_at=published.finished_at, slot=slot, attempt=self.attempt
-        )
-        self.library.write_export(self.name, trial.number, self.attempt, export)
-        self.spans.append(span(trial.number, export, "export"))
+    def note_model(self, trial: Trial, published: Published) -> None:
+        """Note that the trial's model is in the library; its worker has written all there is to write."""
+        self.spans.append(span(trial.number, published.export, "export"))
         self.records.append(published.record)
+        self._digests[published.record.id] = digest(published.record.document())
         trial.ended = True
 
     def drop_leftovers(self) -> None:
@@ -192,7 +205,7 @@ class Search:
             missing = min(set(range(len(states))) - set(states))
             path = names.claim(self.name, missing, 1)
             raise UserError(f"{self.library.store.url}/{path}", "is missing, while there are claims of later trials")
-        self.records = [record for record in self.library.models() if record.origin.search == self.name]
+        self.look_again()
         published = {record.origin.trial for record in self.records}
         self.trials = [
             Trial(state.claim, list(state.rungs), state.failure, ended=_ended(state) or number in published)
@@ -257,9 +270,7 @@ def remember(library: Library, name: str, spec: HPOSearchSpec) -> float:
     content = {"spec": definition(spec), "startedAt": time.time()}
     library.store.create(spec_path(name), json.dumps(content, indent=1, sort_keys=True).encode())
     check_unchanged(library, name, spec)
-    start = _first_start(library, name)
-    assert start is not None  # it was created above
-    return start.started_at
+    return _began(library, name)
 
 
 def check_unchanged(library: Library, name: str, spec: HPOSearchSpec) -> None:
@@ -284,6 +295,12 @@ class _Start(Frozen):
 
     spec: dict[str, Any]
     started_at: float
+
+
+def _began(library: Library, name: str) -> float:
+    """When the search was started first, Unix seconds; now if it never was."""
+    start = _first_start(library, name)
+    return time.time() if start is None else start.started_at
 
 
 def _first_start(library: Library, name: str) -> _Start | None:

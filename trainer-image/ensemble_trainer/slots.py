@@ -6,23 +6,29 @@ import contextlib
 import logging
 import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ensemble_core.api.hposearch import HPOSearchSpec
-from ensemble_core.errors import UserError
-from ensemble_core.report import CommandError
+from ensemble_core.errors import OutageError, UserError
+from ensemble_core.report import CommandError, Terminated
 from ensemble_trainer import reaper
 from ensemble_trainer.worker import Broken, Order, Published, Reached, Worker
 
 OBJECT_STORE_BYTES = 80 * 1024 * 1024  # little more than Ray's least: data travels as files
-MAX_FAILED_STARTS = 3
-HEARTBEAT = 2.0  # seconds between looks at the cluster while nothing happens
+STARTS = 3  # of a cluster
+MAX_FAILED_STARTS = 3  # of one slot in a row while no other starts; a node may take all of its slots along
+HEARTBEAT = 2.0  # seconds between looks at the cluster
+REMINDER = 600.0  # seconds until it is said again what is waited for
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray's present default, said aloud: otherwise it warns. A trial without GPUs of its own sees those of its node.
@@ -61,7 +67,11 @@ class Slots(Protocol):
         """End a slot's process, which waits for orders, and start a fresh one."""
 
     def wait(self) -> list[tuple[int, Outcome]]:
-        """Block until something has happened; the outcomes by slot."""
+        """Block until something has happened, but not for long; the outcomes by slot."""
+
+    @property
+    def note(self) -> str:
+        """What slots wait for, empty if for nothing."""
 
 
 class RaySlots:
@@ -78,13 +88,16 @@ class RaySlots:
 
         self._ray: Any = ray
         self._worker = worker
+        self._wanted, self._count = (cpus, gpus), count
+        self.note = self._said = ""
+        self._look_at = self._say_at = time.monotonic() + HEARTBEAT
         self._node = ray.get_runtime_context().get_node_id()
         # Ray's own restarts would lose the warm state silently.
         self._kind = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0)(Worker)
         self._calls: dict[Any, int] = {}
         self._actors: dict[int, Any] = {}
         self._started: set[int] = set()
-        self._failed_starts = 0
+        self._failed_starts: Counter[int] = Counter()
         for slot in range(count):
             self._start(slot)
 
@@ -99,18 +112,25 @@ class RaySlots:
         self._start(slot)
 
     def wait(self) -> list[tuple[int, Outcome]]:
-        done: list[Any] = []
-        while not done:
-            done, _ = self._ray.wait(list(self._calls), num_returns=1, timeout=HEARTBEAT)
-            if not done:
-                self._check_node()
+        done, _ = self._ray.wait(list(self._calls), num_returns=1, timeout=HEARTBEAT)
+        if time.monotonic() >= self._look_at:
+            self._look()
         return [self._outcome(call) for call in done]
 
-    def _check_node(self) -> None:
-        """Without Ray's process on this machine nothing would ever come back."""
-        nodes: list[dict[str, Any]] = self._ray.nodes()
-        if not any(node["NodeID"] == self._node and node["Alive"] for node in nodes):
-            raise CommandError("Ray's process on this machine is gone; the same command continues")
+    def _look(self) -> None:
+        """See whether the cluster is there, and large enough. Nodes may still join, so this only tells."""
+        nodes = [node for node in self._ray.nodes() if node["Alive"]]
+        if not any(node["NodeID"] == self._node for node in nodes):
+            # Nothing would ever come back.
+            raise OutageError("Ray's process on this machine is gone")
+        lacking = shortage(*self._wanted, self._count, [node["Resources"] for node in nodes])
+        starting = self._count - len(self._started)
+        self.note = lacking or (f"{starting} of {self._count} worker processes start" if starting else "")
+        now = time.monotonic()
+        if lacking and (lacking != self._said or now >= self._say_at):
+            print(lacking, file=sys.stderr, flush=True)
+            self._say_at = now + REMINDER
+        self._said, self._look_at = lacking, now + HEARTBEAT
 
     def _start(self, slot: int) -> None:
         worker = self._worker
@@ -130,18 +150,50 @@ class RaySlots:
         if slot in self._started:
             return slot, result
         self._started.add(slot)
-        self._failed_starts = 0
+        self._failed_starts.clear()
         return slot, Ready()
 
     def _lost(self, slot: int, error: Exception) -> Lost:
         if slot not in self._started:
-            self._failed_starts += 1
-            if self._failed_starts > MAX_FAILED_STARTS:
+            self._failed_starts[slot] += 1
+            if self._failed_starts[slot] > MAX_FAILED_STARTS:
                 raise CommandError(f"worker processes die while they start: {error}") from error
         with contextlib.suppress(ValueError):  # it may only be out of reach
             self._ray.kill(self._actors[slot])
         self._start(slot)
         return Lost(str(error))
+
+
+def shortage(cpus: float, gpus: float, count: int, nodes: Sequence[Mapping[str, float]]) -> str:
+    """What keeps `count` trials of that size from running at a time on nodes with these resources; empty if nothing."""
+    room = sum(_room(cpus, gpus, node) for node in nodes)
+    if room >= count:
+        return ""
+    need, sizes = _amount(cpus, gpus), [(node.get("GPU", 0.0), node.get("CPU", 0.0)) for node in nodes]
+    if room == 0:
+        most_gpus, most_cpus = max(sizes if gpus else [(0.0, size[1]) for size in sizes])
+        there = _amount(most_cpus, most_gpus)
+        return f"waits for {need} per trial (spec.resourcesPerTrial); the cluster's largest node has {there}"
+    total = _amount(sum(size[1] for size in sizes), sum(size[0] for size in sizes) if gpus else 0)
+    return f"{room} of {count} trials (spec.parallelTrialCount) fit: each takes {need}, the cluster has {total}"
+
+
+def _room(cpus: float, gpus: float, node: Mapping[str, float]) -> int:
+    """How many trials a node holds; a share of a GPU lies on one."""
+    rooms = [_times(node.get("CPU", 0.0), cpus)]
+    if gpus:
+        present = node.get("GPU", 0.0)
+        rooms.append(int(present) * _times(1.0, gpus) if gpus < 1 else _times(present, gpus))
+    return min(rooms)
+
+
+def _times(whole: float, part: float) -> int:
+    return int(whole / part + 1e-6)
+
+
+def _amount(cpus: float, gpus: float) -> str:
+    found = [f"{amount:g} {name}{'' if amount == 1 else 's'}" for amount, name in ((cpus, "CPU"), (gpus, "GPU"))]
+    return " and ".join(found if gpus else found[:1])
 
 
 # --- the cluster ----------------------------------------------------------------------------------------------------
@@ -172,29 +224,68 @@ def ray_slots(worker: Worker, address: str | None) -> Iterator[RaySlots]:
     wanted = spec.resources_per_trial
     with contextlib.ExitStack() as stack:
         if address is None:
-            folder = stack.enter_context(_cluster_folder())
-            stack.callback(ray.shutdown)
-            _start_cluster(folder)
-            gpus = _share(spec, float(ray.cluster_resources().get("GPU", 0)))  # type: ignore[no-untyped-call]
+            stack.enter_context(_cluster())
+            present = 0.0
         else:
             stack.callback(ray.shutdown)
             _connect(address)
-            gpus = wanted.gpu
-        yield RaySlots(worker, spec.parallel_trial_count, wanted.cpu, gpus)
+            present = float(spec.workers.replicas * spec.workers.gpu)  # their pods may still be on the way
+        present = max(present, float(ray.cluster_resources().get("GPU", 0)))  # type: ignore[no-untyped-call]
+        yield RaySlots(worker, spec.parallel_trial_count, wanted.cpu, _share(spec, present))
+
+
+@contextmanager
+def _cluster() -> Iterator[None]:
+    """A cluster of this machine's own.
+
+    Ray gives its processes half a minute to come up, which a busy machine may exceed: then it is started afresh.
+    """
+    import ray
+
+    for start in range(1, STARTS + 1):
+        with _cluster_folder() as folder, contextlib.ExitStack() as stack:
+            stack.callback(ray.shutdown)
+            try:
+                _start_cluster(folder)
+            except OutageError:
+                if start == STARTS:
+                    raise
+                continue
+            yield
+            return
 
 
 def _start_cluster(folder: str) -> None:
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=_cores(),
-        object_store_memory=OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _temp_dir=folder,
-    )
+    try:
+        with _handler_kept():
+            ray.init(
+                address="local",
+                num_cpus=_cores(),
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=folder,
+            )
+    except Exception as error:  # Ray raises no narrower one when its processes take more than its 30 s
+        raise OutageError(f"Ray does not start on this machine: {error}") from error
+
+
+@contextmanager
+def _handler_kept() -> Iterator[None]:
+    """Ray's start puts a handler of SIGTERM that would exit as if the work had failed."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit as exit:
+        if exit.code == signal.SIGTERM:
+            raise Terminated from exit
+        raise
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 @contextmanager
@@ -214,13 +305,14 @@ def _connect(address: str) -> None:
     import ray
 
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        with _handler_kept():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError("--ray", f"no Ray cluster at {address}: {error}") from error
 
 
 def _share(spec: HPOSearchSpec, present: float) -> float:
-    """GPUs per trial of this machine's own cluster: an equal share of one, unless the specification tells.
+    """GPUs per trial of a cluster with so many: an equal share of one, unless the specification tells.
 
     A share lies on one GPU: of three trials on two GPUs each gets half of one, or the third would wait for ever.
     """

@@ -20,7 +20,7 @@ from ensemble_core.api.hposearch import HPOSearchSpec
 from ensemble_core.library import names
 from ensemble_core.library.cache import cache_folder
 from ensemble_core.library.library import Library, same_data
-from ensemble_core.library.records import Metrics, ModelRecord, Origin
+from ensemble_core.library.records import Export, Metrics, ModelRecord, Origin
 from ensemble_core.library.store import open_store
 from ensemble_trainer.datasets import Dataset, load_dataset
 from ensemble_trainer.seeds import hashed
@@ -40,6 +40,7 @@ class Order:
     attempt: int
     parameters: dict[str, Any]
     epoch: int
+    slot: int  # that is asked
     resumed: bool = False  # whether a checkpoint may be in the library
 
 
@@ -65,11 +66,10 @@ class Broken:
 
 @dataclass(frozen=True)
 class Published:
-    """A model that is in the library now."""
+    """A model that is in the library now, and its export, which is there as well."""
 
     record: ModelRecord
-    started_at: float
-    finished_at: float
+    export: Export
 
 
 def resnet_run(parameters: dict[str, Any], dataset: Dataset, trial: int, spec: HPOSearchSpec) -> Any:
@@ -116,7 +116,11 @@ class Worker:
         return Reached(order.epoch, metrics, started, time.time())
 
     def finish(self, order: Order) -> Published | Broken:
-        """Export the model, predict with what was exported, publish both, drop the checkpoints."""
+        """Export the model, predict with what was exported, publish both, drop the checkpoints.
+
+        The time of the export is recorded before the model is: once a model is there nothing is left to write, and a
+        driver that slept meanwhile and was replaced has nothing to add.
+        """
         started = time.time()
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
@@ -129,10 +133,13 @@ class Worker:
                 record = self._record(order, exported)
             except Exception as error:
                 return self._broken(error, started)
+            self._library.check_attempt(self.search, order.attempt)
+            export = Export(started_at=started, finished_at=time.time(), slot=order.slot, attempt=order.attempt)
+            self._library.write_export(self.search, order.trial, order.attempt, export)
             record = self._library.publish(record, exported.files)
         self._forget()
         self._library.drop_checkpoints(self.search, order.trial, order.attempt)
-        return Published(record, started, time.time())
+        return Published(record, export)
 
     def _record(self, order: Order, exported: Any) -> ModelRecord:
         return ModelRecord(

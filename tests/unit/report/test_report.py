@@ -5,8 +5,14 @@ from __future__ import annotations
 import argparse
 import http.server
 import json
+import os
+import re
+import signal
 import ssl
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -19,9 +25,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from ensemble_core.errors import UserError
+from ensemble_core.errors import OutageError, UserError
 from ensemble_core.library.searches import Fenced
 from ensemble_core.report import (
+    END_SECONDS,
     MAX_BYTES,
     CommandError,
     ConfigMapSink,
@@ -68,6 +75,103 @@ def test_one_write_per_interval_plus_the_last() -> None:
     assert sequences == sorted(set(sequences))
 
 
+def test_values_are_put_together_only_when_they_are_written() -> None:
+    sink, asked = Memory(), 0
+
+    def values() -> dict[str, Any]:
+        nonlocal asked
+        asked += 1
+        return {"done": asked}
+
+    report = Report(sink, IDENTITY)
+    for _ in range(1000):
+        report.progress_of(values)
+    assert sink.arrived.acquire(timeout=30)
+    for _ in range(1000):
+        report.progress_of(values)
+    report.succeed({"digest": None, "summary": {}})
+    assert asked == 2
+    assert [written["progress"]["done"] for written in sink.written] == [1, 2]
+
+
+def test_what_did_not_change_is_not_written_again() -> None:
+    sink = Memory(interval=0.01)
+    report = Report(sink, IDENTITY)
+    asked = threading.Semaphore(0)
+
+    def values() -> dict[str, Any]:
+        asked.release()
+        return {"done": 1}
+
+    for _ in range(20):
+        report.progress_of(values)
+        assert asked.acquire(timeout=30)
+    report.abandon()
+    assert [written["sequence"] for written in sink.written] == [1]
+
+
+def test_a_write_that_failed_is_repeated_though_nothing_changes(capsys: pytest.CaptureFixture[str]) -> None:
+    """As when somebody deletes the ConfigMap and the operator makes it again."""
+    sink = Memory(interval=0.01, failures=5)
+    report = Report(sink, IDENTITY)
+    report.progress(done=1)
+    assert sink.arrived.acquire(timeout=30)
+    report.abandon()
+    assert [written["progress"] for written in sink.written] == [{"done": 1}]
+    said = capsys.readouterr().err.splitlines()  # once, not at each try
+    assert said == ["report not stored, will be retried: no room", "report stored again"]
+
+
+def test_putting_reports_together_takes_little_of_the_time() -> None:
+    sink, began = Memory(interval=0.0), time.monotonic()
+    busy = 0.0
+
+    def values() -> dict[str, Any]:
+        nonlocal busy
+        time.sleep(0.05)
+        busy += 0.05
+        return {"done": busy}
+
+    report = Report(sink, IDENTITY)
+    while time.monotonic() < began + 2.5:
+        report.progress_of(values)
+        time.sleep(0.01)
+    report.abandon()
+    assert busy <= 0.05 * 4
+
+
+def test_the_result_s_summary_takes_the_place_of_the_progress_s() -> None:
+    sink = Memory()
+    report = Report(sink, IDENTITY)
+    report.progress(done=1, summary={"models": 1})
+    report.succeed({"digest": None, "summary": {"models": 2}})
+    assert sink.written[-1]["progress"] == {"done": 1}
+    assert sink.written[-1]["result"]["summary"] == {"models": 2}
+
+
+def test_a_failure_keeps_how_far_the_work_came() -> None:
+    sink = Memory()
+    report = Report(sink, IDENTITY)
+    report.progress(done=1, summary={"models": 1})
+    report.fail("no")
+    assert sink.written[-1]["progress"] == {"done": 1, "summary": {"models": 1}}
+
+
+def test_an_interrupted_report_waits_for_nobody() -> None:
+    class Stuck(Memory):
+        def write(self, data: bytes) -> None:
+            self.arrived.release()
+            time.sleep(30)
+
+    sink = Stuck()
+    report = Report(sink, IDENTITY)
+    report.progress(done=1)
+    assert sink.arrived.acquire(timeout=30)
+    began = time.monotonic()
+    report.interrupt()
+    assert time.monotonic() < began + END_SECONDS
+
+
 def test_the_last_write_is_retried_until_stored() -> None:
     sink = Memory(failures=3)
     Report(sink, IDENTITY).succeed({"digest": "", "summary": {}})
@@ -96,6 +200,8 @@ def test_a_closed_report_says_nothing_more() -> None:
         {"result": {"digest": "d", "summary": {"front": ["x" * 100] * 2000, "models": 3}}},
         {"error": {"message": "m" * 200_000, "logTail": "l"}},
         {"progress": {"note": "n" * 200_000}},
+        {"progress": {"summary": {"front": ["x" * 100] * 2000, "models": 3}}},
+        {"progress": {"summary": {"front": ["x" * 100] * 2000}}, "result": {"summary": {"a": ["y" * 100] * 2000}}},
     ],
 )
 def test_reports_are_bounded(content: dict[str, Any]) -> None:
@@ -103,8 +209,10 @@ def test_reports_are_bounded(content: dict[str, Any]) -> None:
     assert len(data) <= MAX_BYTES
     read = json.loads(data)
     assert read["verb"] == "train"
-    if "result" in content:
-        assert read["result"]["summary"] == {"models": 3, "omitted": True}
+    for place in ("result", "progress"):
+        if "summary" in content.get(place, {}):
+            kept = {"models": 3} if "models" in content[place]["summary"] else {}
+            assert read[place]["summary"] == {**kept, "omitted": True}
 
 
 def arguments(tmp_path: Path) -> argparse.Namespace:
@@ -150,6 +258,73 @@ def test_unexpected_errors_leave_a_bounded_log_tail(tmp_path: Path) -> None:
     assert len(content["error"]["logTail"]) <= 4096
 
 
+def test_what_is_cut_off_by_an_outage_is_not_judged(tmp_path: Path) -> None:
+    assert run_reported(arguments(tmp_path), "train", raiser(OutageError("Ray is gone"))) == 1
+    content = read(tmp_path)
+    assert (content["state"], content["progress"]["note"]) == ("Running", "interrupted: Ray is gone")
+    assert "error" not in content
+
+
+def test_ctrl_c_is_not_judged(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run_reported(arguments(tmp_path), "train", raiser(KeyboardInterrupt()))
+    assert read(tmp_path)["progress"] == {"note": "interrupted"}
+
+
+WAITING = """
+import argparse, ctypes, signal, sys, time
+from ensemble_core.report import run_reported
+
+def body(report):
+    report.progress(stage="train", done=1, total=2, note="busy")
+    print("ready", flush=True)
+    if "deaf" in sys.argv:  # as in a library that waits without looking at signals
+        libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+        for _ in range(2):
+            libc.pthread_mutex_lock(mutex)
+    try:
+        time.sleep(600)
+    finally:
+        if "stuck" in sys.argv:
+            time.sleep(600)
+
+sys.exit(run_reported(argparse.Namespace(spec=sys.argv[1], report=sys.argv[2]), "train", body))
+"""
+
+
+def unshare() -> list[str]:
+    """A command that makes the next one process 1 of a container's kind; empty where that is not allowed."""
+    command = ["unshare", "--pid", "--fork", "--kill-child"]
+    try:
+        allowed = subprocess.run([*command, "true"], capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        allowed = False
+    return command if allowed else []
+
+
+@pytest.mark.parametrize("kind", ["willing", "stuck", "deaf", "process 1"])
+def test_sigterm_ends_a_command_soon_and_without_a_verdict(tmp_path: Path, kind: str) -> None:
+    prefix = unshare() if kind == "process 1" else []
+    if kind == "process 1" and not prefix:
+        pytest.skip("needs the right to make a process namespace")
+    given = arguments(tmp_path)
+    command = [*prefix, sys.executable, "-c", WAITING, given.spec, given.report, kind]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        began = time.monotonic()
+        os.kill(child_of(process.pid) if prefix else process.pid, signal.SIGTERM)
+        assert process.wait(30) == 143
+        assert time.monotonic() < began + END_SECONDS + 1
+    content = read(tmp_path)
+    assert content["state"] == "Running"
+    assert content["progress"]["note"] == "interrupted"
+
+
+def child_of(process: int) -> int:
+    return int(Path(f"/proc/{process}/task/{process}/children").read_text().split()[0])
+
+
 def test_a_fenced_command_leaves_the_report_alone(tmp_path: Path) -> None:
     assert run_reported(arguments(tmp_path), "train", raiser(Fenced("attempt 2 has taken over"))) == 3
     assert not (tmp_path / "out").exists()
@@ -181,9 +356,11 @@ def test_no_target_is_no_effort() -> None:
 
 
 class ApiServer(http.server.ThreadingHTTPServer):
-    """Answers PATCHes of ConfigMaps as the API server would; the first `refusals` are answered 503."""
+    """Answers PATCHes of ConfigMaps as the API server would; the first `refusals` are answered 503 or `status`."""
 
     refusals = 0
+    status = 503
+    answer = b""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), ApiHandler)
@@ -197,12 +374,15 @@ class ApiHandler(http.server.BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.server.refusals:
             self.server.refusals -= 1
-            self.send_response(503)
+            self.send_response(self.server.status)
+            answer = self.server.answer
         else:
             self.server.patches.append((self.path, dict(self.headers), body))
             self.send_response(200)
-        self.send_header("Content-Length", "0")
+            answer = b""
+        self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
+        self.wfile.write(answer)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Silent."""
@@ -256,6 +436,36 @@ def test_a_configmap_is_patched_over_https(api: ApiServer, tmp_path: Path) -> No
     assert list(body) == ["data"]
     assert list(body["data"]) == ["report.json"]
     assert json.loads(body["data"]["report.json"])["state"] == "Succeeded"
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "told"),
+    [
+        (
+            403,
+            b'{"kind": "Status", "message": "configmaps \\"x\\" is forbidden"}',
+            '403 .*: configmaps "x" is forbidden',
+        ),
+        (404, b'{"kind": "Status", "message": "configmaps \\"x\\" not found"}', '404 .*: configmaps "x" not found'),
+        (502, b"<html>bad gateway", "502 .*: <html>bad gateway"),
+    ],
+)
+def test_the_api_server_s_reason_is_said_once_and_the_report_goes_on(
+    api: ApiServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], status: int, answer: bytes, told: str
+) -> None:
+    api.refusals, api.status, api.answer = 4, status, answer
+    sink = ConfigMapSink("team", "x", "localhost", api.server_port, account=tmp_path, interval=0.01)
+    report = Report(sink, IDENTITY)
+    report.progress(done=1)
+    deadline = time.monotonic() + 30
+    while not api.patches:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    report.abandon()
+    first, last = capsys.readouterr().err.splitlines()
+    assert re.search(told, first)
+    assert "configmap team/x" in first
+    assert last == "report stored again"
 
 
 def test_another_certificate_is_not_trusted(api: ApiServer, tmp_path: Path) -> None:

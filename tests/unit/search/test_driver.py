@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -17,14 +18,16 @@ from ensemble_core.api.hposearch import HPOSearchSpec
 from ensemble_core.errors import UserError
 from ensemble_core.library import names
 from ensemble_core.library.library import Library
-from ensemble_core.library.records import Metrics, ModelRecord, Origin, Rung, Signature, Split
+from ensemble_core.library.records import Export, Metrics, ModelRecord, Origin, Rung, Signature, Split
 from ensemble_core.library.searches import Fenced
 from ensemble_core.library.splits import LabelledIds, make_header
 from ensemble_core.library.store import LocalStore
 from ensemble_core.library.timeline import occupancy, search_timeline
 from ensemble_core.report import CommandError
+from ensemble_operator.hposearch import TrainSummary
+from ensemble_operator.reports import typed
 from ensemble_trainer.driver import Driver, check_failures, has_work
-from ensemble_trainer.outcome import summary
+from ensemble_trainer.outcome import final_summary, rfc3339, summary
 from ensemble_trainer.search import Search, remember
 from ensemble_trainer.slots import Lost, Outcome, Ready
 from ensemble_trainer.space import search_space
@@ -90,6 +93,8 @@ class FakeSlots:
         for slot in range(self.count):
             self._put(0.0, slot, Ready)
 
+    note = ""
+
     def advance(self, slot: int, order: Order) -> None:
         seconds = random.Random(f"{order.trial} {order.epoch}").uniform(1, 9)
         begin = self.now
@@ -129,7 +134,9 @@ class FakeSlots:
         fault = self._fault(order)
         if fault is not None:
             return fault
-        return Published(publish(self.library, order), begin, self.now)
+        export = Export(started_at=begin, finished_at=self.now, slot=order.slot, attempt=order.attempt)
+        self.library.write_export(NAME, order.trial, order.attempt, export)
+        return Published(publish(self.library, order), export)
 
     def _fault(self, order: Order) -> Outcome | None:
         faults = self.faults.get((order.trial, order.epoch))
@@ -207,6 +214,44 @@ def test_every_trial_ends_in_the_library(library: Library) -> None:
     assert not has_work(search, None)
     assert not has_work(make_search(library, spec), None)
     check_consistent(library, spec)
+
+
+def test_the_summary_at_any_time_is_of_what_the_library_has(library: Library) -> None:
+    spec = make_spec(objectives=[{"metric": "crossEntropy"}, {"metric": "macroF1"}])
+    started = remember(library, NAME, spec)
+    search = begun(library, spec)
+    driver = Driver(search, FakeSlots(library))
+    seen: list[dict[str, Any]] = []
+
+    def look() -> None:
+        told = summary(search, search.spans, driver.running())
+        trials, models = told["trials"], library.models()
+        assert typed(TrainSummary, json.loads(json.dumps(told))) is not None  # the operator's reading
+        assert trials["total"] == sum(count for state, count in trials.items() if state != "total")
+        assert trials["running"] <= 3
+        assert (told["models"], told["libraryDigest"]) == (len(models), library.digest())
+        assert trials["succeeded"] == sum(record.epochs == 9 for record in models)
+        assert trials["earlyStopped"] == sum(record.epochs < 9 for record in models)
+        seen.append(told)
+
+    driver.changed = look
+    driver.run()
+    assert {told["trials"]["running"] for told in seen} >= {0, 1, 2, 3}
+    last = final_summary(make_search(library, spec), search_timeline(library, NAME))
+    assert last["trials"]["earlyStopped"] > 0
+    best = min(library.models(), key=lambda record: record.validation.cross_entropy)
+    assert last["best"]["modelId"] == last["best"]["trial"] == best.id
+    assert last["best"]["value"] == best.validation.cross_entropy
+    assert last["best"]["metrics"]["macroF1"] == 0.5
+    parameters = {one["name"]: one["value"] for one in last["best"]["parameters"]}
+    assert parameters == {name: str(value) for name, value in best.hyperparameters.items()}
+    assert last["front"] == [{"modelId": best.id, "values": [best.validation.cross_entropy, 0.5]}]
+    assert [seen[-1][key] for key in ("trials", "best", "front", "libraryDigest", "startTime")] == [
+        last[key] for key in ("trials", "best", "front", "libraryDigest", "startTime")
+    ]
+    assert last["startTime"] == rfc3339(started)
+    ended = max(span.finished_at for span in search.spans)
+    assert (seen[-1]["completionTime"], last["completionTime"]) == (None, rfc3339(ended))
 
 
 def test_slots_are_busy(library: Library) -> None:
@@ -291,8 +336,10 @@ def test_failures_are_recorded_and_the_search_goes_on(library: Library) -> None:
     claims = library.claims(NAME)
     assert all(failure.parameters == claims[trial].parameters for trial, failure in failures.items())
     assert len(library.models()) == 9  # failed trials count
-    told = summary(search, None, 3)
-    assert told["trials"] == {"total": 12, "succeeded": 9, "failed": 3, "unfinished": 0}
+    told = summary(search, search.spans)
+    states = {"pending": 0, "running": 0, "succeeded": 9, "earlyStopped": 0, "failed": 3}
+    assert told["trials"] == {"total": 12, **states}
+    assert told["failures"] == {"Diverged": 1, "Raised": 1, "OutOfMemory": 1}
     assert not has_work(make_search(library, spec), None)
 
 
@@ -380,7 +427,7 @@ def test_a_driver_that_was_replaced_changes_nothing_that_counts(library: Library
     with pytest.raises(Fenced):
         old.propose()
     with pytest.raises(Fenced):
-        publish(library, Order(1, old.attempt, second.claim.parameters, 9))
+        publish(library, Order(1, old.attempt, second.claim.parameters, epoch=9, slot=0))
     # Even what it wrote without looking does not count.
     rung = before[0].rungs[0].model_copy(update={"epoch": 3, "sequence": 99})
     library.write_rung(NAME, 0, old.attempt, rung)

@@ -16,7 +16,7 @@ from ensemble_core import cli
 from ensemble_core.api.hposearch import HPOSearchSpec
 from ensemble_core.library.library import Library
 from ensemble_core.library.store import LocalStore
-from ensemble_trainer.slots import _share, ray_address
+from ensemble_trainer.slots import _share, ray_address, shortage
 
 
 @pytest.fixture(autouse=True)
@@ -124,3 +124,30 @@ def test_gpus_are_shared_among_the_slots(resources: dict[str, Any], present: flo
         "resourcesPerTrial": resources,
     }
     assert _share(HPOSearchSpec.model_validate(content), present) == share
+
+
+HEAD = {"memory": 1e9}  # where no trial may run
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "slots", "nodes", "told"),
+    [
+        (1, 0, 2, [{"CPU": 2}], ""),
+        (1, 0, 2, [HEAD, {"CPU": 1}, {"CPU": 1}], ""),
+        (0.1, 0, 30, [{"CPU": 3}], ""),  # no rounding
+        (1, 0.3333, 3, [{"CPU": 4, "GPU": 1}], ""),
+        (1, 2, 4, [{"CPU": 4, "GPU": 8}], ""),
+        (4, 0, 2, [HEAD], "waits for 4 CPUs per trial (spec.resourcesPerTrial); the cluster's largest node has 0 CPUs"),
+        (4, 0, 2, [HEAD, {"CPU": 2}, {"CPU": 3}], "the cluster's largest node has 3 CPUs"),
+        (1, 1, 1, [{"CPU": 8}, {"CPU": 2}], "waits for 1 CPU and 1 GPU per trial"),
+        (4, 1, 1, [{"CPU": 8}, {"CPU": 2, "GPU": 1}], "largest node has 2 CPUs and 1 GPU"),
+        (2, 0, 4, [{"CPU": 3}, {"CPU": 3}], "2 of 4 trials (spec.parallelTrialCount) fit: each takes 2 CPUs, the"),
+        (1, 0.6, 4, [{"CPU": 8, "GPU": 2}], "2 of 4 trials (spec.parallelTrialCount) fit: each takes 1 CPU and 0.6 GP"),
+    ],
+)
+def test_what_a_cluster_lacks_is_told(
+    cpus: float, gpus: float, slots: int, nodes: list[dict[str, float]], told: str
+) -> None:
+    found = shortage(cpus, gpus, slots, nodes)
+    assert told in found
+    assert bool(told) == bool(found)

@@ -13,9 +13,13 @@ import pytest
 from ensemble_core.api.hposearch import HPOSearchSpec
 from ensemble_core.errors import UserError
 from ensemble_core.library.library import Library
-from ensemble_core.library.store import LocalStore
+from ensemble_core.library.records import Metrics, ModelRecord
+from ensemble_core.library.searches import Fenced
+from ensemble_core.library.store import LocalStore, open_store
+from ensemble_trainer import worker as worker_module
 from ensemble_trainer.datasets import load_dataset
-from ensemble_trainer.worker import MAX_MESSAGE, Broken, Order, Worker, message_of, reason_of
+from ensemble_trainer.export import Exported
+from ensemble_trainer.worker import MAX_MESSAGE, Broken, Order, Published, Worker, message_of, reason_of
 
 
 @pytest.fixture
@@ -68,11 +72,54 @@ def test_a_broken_trial_is_gone_before_the_memory_is_given_back(
     worker = Worker("noise", spec, make_run)
     worker.start()
     monkeypatch.setattr(gc, "collect", lambda: alive.append(any(run() is not None for run in runs)))
-    outcome = worker.advance(Order(trial=0, attempt=1, parameters={}, epoch=1))
+    outcome = worker.advance(Order(trial=0, attempt=1, parameters={}, epoch=1, slot=0))
     assert isinstance(outcome, Broken)
     assert (outcome.reason, outcome.message) == ("OutOfMemory", "MemoryError: no room for the gradients")
     assert len(runs) == 1
     assert alive[-1] is False
+
+
+class Trained:
+    """A trial of which only the export is left."""
+
+    epoch = 9
+
+    def export(self, folder: Path) -> Exported:
+        folder.mkdir()
+        files = {key: folder / key for key in ("model.onnx", "predictions-validation.npy", "predictions-heldout.npy")}
+        for file in files.values():
+            file.write_bytes(b"made by training")
+        metrics = Metrics(cross_entropy=0.5, error=0.5, macro_f1=0.5, top5_error=0.0)
+        return Exported(files, parameters=1000, flops=10**6, validation=metrics)
+
+
+def test_once_a_model_is_there_nothing_is_left_to_write(spec: HPOSearchSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = Library.open(open_store(spec.library.storage))
+    order = Order(trial=0, attempt=library.begin_attempt("noise"), parameters={}, epoch=9, slot=3)
+    before: list[tuple[str, ...]] = []
+
+    def publish(self: Library, *arguments: Any) -> ModelRecord:
+        before.append(library.store.list("trials/"))
+        return Library.publish(self, *arguments)
+
+    monkeypatch.setattr(worker_module, "Library", type("Watched", (Library,), {"publish": publish}))
+    worker = Worker("noise", spec, lambda *_: Trained())
+    worker.start()
+    published = worker.finish(order)
+    assert isinstance(published, Published)
+    assert (published.record, published.export.slot) == (library.model("noise-0000"), 3)
+    assert before == [("trials/noise-0000/1/export.json",)] == [library.store.list("trials/")]
+
+
+def test_for_an_attempt_that_was_replaced_nothing_is_written(spec: HPOSearchSpec) -> None:
+    library = Library.open(open_store(spec.library.storage))
+    order = Order(trial=0, attempt=library.begin_attempt("noise"), parameters={}, epoch=9, slot=0)
+    library.begin_attempt("noise")
+    worker = Worker("noise", spec, lambda *_: Trained())
+    worker.start()
+    with pytest.raises(Fenced, match="has taken over"):
+        worker.finish(order)
+    assert library.store.list("trials/") + library.store.list("models/") == ()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ Run again, it continues where it was; with nothing left to do it starts nothing.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,11 +16,11 @@ from ensemble_core.errors import UserError
 from ensemble_core.library.library import Library, same_data
 from ensemble_core.library.names import LIBRARY
 from ensemble_core.library.store import Store, open_store
-from ensemble_core.library.timeline import Span, occupancy, search_timeline
+from ensemble_core.library.timeline import search_timeline
 from ensemble_core.report import Report, add_report_arguments, run_reported
 from ensemble_trainer.datasets import Dataset, load_dataset
 from ensemble_trainer.driver import Driver, check_failures, has_work, say
-from ensemble_trainer.outcome import best_model, summary
+from ensemble_trainer.outcome import final_summary, summary
 from ensemble_trainer.search import Search, check_unchanged, remember
 from ensemble_trainer.slots import check_resources, ray_address, ray_slots
 from ensemble_trainer.space import SearchSpace, search_space
@@ -45,14 +45,38 @@ def train(arguments: argparse.Namespace, report: Report, make_run: MakeRun = res
     if has_work(search, deadline):
         check_failures(search)
         search.begin()
+        report.progress_of(lambda: progress(search, "starting Ray"))
         worker = Worker(search.name, search.spec, make_run)
         with ray_slots(worker, address) as slots:
-            Driver(search, slots, deadline, changed=lambda: tell(report, search)).run()
+            driver = Driver(search, slots, deadline)
+            driver.changed = lambda: report.progress_of(lambda: progress(search, slots.note, driver.running()))
+            driver.run()
     else:
         say(f"search {search.name}: nothing to do, {search.ended} of {search.spec.max_trial_count} trials have ended")
     search.drop_leftovers()
     check_failures(search)
     return result(search)
+
+
+def progress(search: Search, note: str, running: Set[int] = frozenset()) -> dict[str, Any]:
+    """The report's progress; `note` tells what slots wait for."""
+    told = summary(search, tuple(search.spans), running)
+    best = told["best"]
+    notes = [f"best cross-entropy {best['metrics']['crossEntropy']:.4f}"] if best else []
+    return {
+        "stage": "train",
+        "done": search.ended,
+        "total": search.spec.max_trial_count,
+        "note": "; ".join([*notes, note] if note else notes),
+        "summary": told,
+    }
+
+
+def result(search: Search) -> dict[str, Any]:
+    """The report's result; of a search that needed nothing the occupancy is that of the runs before."""
+    search.look_again()
+    spans = tuple(search.spans) or search_timeline(search.library, search.name)
+    return {"digest": search.digest(), "summary": final_summary(search, spans)}
 
 
 def open_search(document: HPOSearch, local: bool) -> tuple[Search, float | None]:
@@ -106,16 +130,3 @@ def naming(where: str) -> Iterator[None]:
         if not error.where.startswith("spec."):
             raise
         raise UserError(f"{where}: {error.where}", error.problem) from error
-
-
-def tell(report: Report, search: Search) -> None:
-    best = best_model(search.records, search.spec.objectives)
-    note = f"best cross-entropy {best.validation.cross_entropy:.4f}" if best else "starting Ray"
-    report.progress(stage="train", done=search.ended, total=search.spec.max_trial_count, note=note)
-
-
-def result(search: Search) -> dict[str, Any]:
-    """The report's result; of a search that needed nothing the occupancy is that of the runs before."""
-    spans: tuple[Span, ...] = tuple(search.spans) or search_timeline(search.library, search.name)
-    slots = 1 + max((span.slot for span in spans), default=0)
-    return {"digest": search.library.digest(), "summary": summary(search, occupancy(spans, slots), slots)}
