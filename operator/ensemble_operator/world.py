@@ -32,7 +32,7 @@ class World(Generic[Resource]):
         body: The same as it was read: uid, generation, labels, deletionTimestamp, finalizers, status.
         children: Objects with our labels for this resource, pods included; those being deleted are left out.
         deleting: Names of children that are being deleted.
-        others: Custom resources of the namespace that `Kind.references` asked for; those that are missing are not in it.
+        others: Custom resources of the namespace that `Kind.references` asked for, of those that exist.
         capabilities: Optional APIs that the cluster has: `RayJob`, `ServiceMonitor`.
         now: UTC.
         settings: Of the operator.

@@ -1,0 +1,435 @@
+"""EnsembleSelection: a Job that picks ensembles from libraries, again when these have grown and settled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field
+
+from ensemble_core.api.common import Quality
+from ensemble_core.api.ensembleselection import (
+    EnsembleSelection,
+    EnsembleSelectionSpec,
+    EnsembleSelectionStatus,
+    FrontPoint,
+    SelectedBudget,
+    SelectedCost,
+    SelectedMember,
+)
+from ensemble_core.api.hposearch import HPOSearch
+from ensemble_core.errors import UserError
+from ensemble_operator import reasons, status, verdicts, workload
+from ensemble_operator.identity import report_name, service_account, spec_name
+from ensemble_operator.jobs import build_job, read_time
+from ensemble_operator.names import Component, Owner, owner_of
+from ensemble_operator.pods import (
+    Resources,
+    command,
+    pod_spec,
+    report_env,
+    spec_volume,
+    template,
+    token_volume,
+    workload_container,
+)
+from ensemble_operator.reports import Finite, Number, Report, Untrusted, Word, clean, typed
+from ensemble_operator.settings import Settings
+from ensemble_operator.storages import Resolved, reference, resolve
+from ensemble_operator.verdicts import Verdicts
+from ensemble_operator.workload import Start, Wish
+from ensemble_operator.world import Decision, Manifest, Ref, World
+
+SELECT: Component = "select"
+LOOK_AGAIN = 30.0  # seconds, while something may change of which no event tells
+MEMORY_MIB = 2048  # of both containers: predictions are mapped, models are loaded one at a time
+MEMORY_LIMIT_MIB = 8192
+
+
+class EnsembleSelectionKind:
+    """The kind, as the engine sees it."""
+
+    model = EnsembleSelection
+    plural = "ensembleselections"
+
+    def references(self, resource: EnsembleSelection, body: Manifest) -> tuple[Ref, ...]:
+        """The searches whose libraries are sources."""
+        return tuple(Ref("HPOSearch", name) for name in named_searches(resource.spec))
+
+    def decide(self, world: World[EnsembleSelection]) -> Decision:
+        try:
+            return _decide(world)
+        except UserError as refused:
+            return workload.refused(world, str(refused))
+
+
+KIND = EnsembleSelectionKind()
+
+
+def named_searches(spec: EnsembleSelectionSpec) -> tuple[str, ...]:
+    """Names of the searches among the sources, in that order."""
+    return tuple(source.hpo_search_name for source in spec.sources if source.hpo_search_name)
+
+
+# --- sources --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What is known of the searches among the sources.
+
+    Args:
+        searches: As documents; empty while one of them is missing or wrong.
+        digests: Of their libraries.
+        problem: Why the selection cannot start with them yet; empty if it can.
+        settles_in: Seconds until they have settled, if nothing comes between.
+    """
+
+    searches: tuple[HPOSearch, ...] = ()
+    digests: tuple[str, ...] = ()
+    problem: str = ""
+    settles_in: float | None = None
+
+
+class _Source(NamedTuple):
+    search: HPOSearch | None
+    digest: str = ""
+    problem: str = ""
+    settles_in: float | None = None
+
+
+def sources_of(world: World[EnsembleSelection]) -> Sources:
+    """The searches among the sources, as they are now."""
+    found = [_source(world, name) for name in named_searches(world.resource.spec)]
+    waits = [one.settles_in for one in found if one.settles_in is not None]
+    return Sources(
+        searches=tuple(one.search for one in found if one.search is not None),
+        digests=tuple(one.digest for one in found),
+        problem="; ".join(one.problem for one in found if one.problem),
+        settles_in=max(waits, default=None),
+    )
+
+
+def _source(world: World[EnsembleSelection], name: str) -> _Source:
+    manifest = world.others.get(Ref("HPOSearch", name))
+    if manifest is None:
+        return _Source(None, problem=f"there is no HPOSearch {name} in this namespace")
+    search = workload.parsed(HPOSearch, manifest)
+    if search is None:
+        return _Source(None, problem=f"HPOSearch {name} is not valid")
+    library = (manifest.get("status") or {}).get("library") or {}
+    digest = str(library.get("digest") or "")
+    if not digest or not library.get("models"):
+        return _Source(search, digest, f"HPOSearch {name} has no models yet")
+    if workload.is_ready(manifest):
+        return _Source(search, digest)
+    settle = world.resource.spec.update_policy.settle_seconds
+    changed = read_time(library.get("changedTime"))
+    left = settle if changed is None else settle - (world.now - changed).total_seconds()
+    if left <= 0:
+        return _Source(search, digest)
+    problem = f"HPOSearch {name} still grows: its library must be unchanged for {settle} s"
+    return _Source(search, digest, problem, left)
+
+
+# --- the decision ---------------------------------------------------------------------------------------------------
+
+
+def _decide(world: World[EnsembleSelection]) -> Decision:
+    spec, owner = world.resource.spec, owner_of(world.resource, world.body)
+    sources = sources_of(world)
+    known = workload.starts(world, SELECT, SELECT)
+    last = last_result(known)
+    if spec.suspend:
+        message = "nothing is selected until spec.suspend is false"
+        return _idle(world, known, last, verdicts.stopped(reasons.SUSPENDED, message, degraded=False))
+    unready = verdicts.progressing(reasons.SOURCES_NOT_READY, f"waits: {sources.problem}")
+    if len(sources.searches) < len(named_searches(spec)):
+        return _idle(world, known, last, unready, LOOK_AGAIN)
+    resolved = resolve([world.resource, *map(reference, sources.searches)])
+    wanted = workload.wish(SELECT, SELECT, resolved, spec, inputs(world, sources))
+    start = choose(world, wanted, known, sources)
+    if start is None:
+        return _idle(world, known, _of_spec(last, wanted), unready, sources.settles_in or LOOK_AGAIN)
+    last = last_result([start, *known])
+    runs = start.outcome.active or start.outcome.state == "Absent"
+    job = (select_job(owner, start, resolved, spec, world.settings),) if runs else ()
+    return Decision(
+        objects=(*workload.objects(owner, start, resolved, spec.service_account_name), *job),
+        keep=workload.kept(start, known) | _maps(last),
+        conditions=conclude(world, start, _of_spec(last, wanted), sources),
+        status=fields(world, last),
+        again_after=_again(world, start, sources),
+    )
+
+
+def choose(world: World[EnsembleSelection], wanted: Wish, known: Sequence[Start], sources: Sources) -> Start | None:
+    """What should run or has run; none while the sources are not ready for the first time.
+
+    What runs for this specification may end before newer sources count: libraries that grow all the time would
+    otherwise never be selected from.
+    """
+    same_spec = [start for start in known if start.spec_hash == wanted.spec_hash]
+    underway = next((start for start in same_spec if start.outcome.active), None)
+    if underway is not None:
+        return underway
+    done = next((start for start in same_spec if start.outcome.state == "Succeeded"), None)
+    if done is not None and (world.resource.spec.update_policy.mode == "Once" or sources.problem):
+        return done
+    return None if sources.problem else workload.current(world, wanted, known)
+
+
+def inputs(world: World[EnsembleSelection], sources: Sources) -> tuple[str, ...]:
+    """What the result depends on beside the documents: the libraries, and when those were looked at of which no
+    search tells."""
+    policy = world.resource.spec.update_policy
+    if policy.mode == "Once":
+        return ()
+    unknown = any(source.storage for source in world.resource.spec.sources)
+    period = [str(int(world.now.timestamp()) // policy.poll_interval_seconds)] if unknown else []
+    return (*sources.digests, *period)
+
+
+def last_result(known: Sequence[Start]) -> Start | None:
+    """The first start that has a result."""
+    return next((start for start in known if result_of(start.report) is not None), None)
+
+
+def _of_spec(last: Start | None, wanted: Wish) -> Start | None:
+    """The last result, if it is of the specification as it is now: only then it is what was asked for."""
+    return last if last is not None and last.spec_hash == wanted.spec_hash else None
+
+
+def _maps(start: Start | None) -> frozenset[Ref]:
+    """The ConfigMaps of a start: the status is read from them."""
+    if start is None:
+        return frozenset()
+    return frozenset(Ref("ConfigMap", name) for name in (spec_name(start.child), report_name(start.child)))
+
+
+def _idle(
+    world: World[EnsembleSelection],
+    known: Sequence[Start],
+    last: Start | None,
+    conditions: Verdicts,
+    again_after: float | None = None,
+) -> Decision:
+    """Nothing runs; what was found stays.
+
+    Args:
+        last: With the result that makes the selection ready all the same.
+    """
+    return Decision(
+        (),
+        _beside(last, conditions),
+        fields(world, last_result(known)),
+        keep=_maps(last_result(known)) | _maps(known[0] if known else None),
+        again_after=again_after,
+    )
+
+
+def _again(world: World[EnsembleSelection], start: Start, sources: Sources) -> float | None:
+    waits = [sources.settles_in] if sources.settles_in else []
+    if start.outcome.state == "Lost":
+        waits.append(max(workload.pause(world, start), 1.0))
+    if start.outcome.state == "Waiting":
+        waits.append(LOOK_AGAIN)
+    policy = world.resource.spec.update_policy
+    if policy.mode == "OnLibraryChange" and any(source.storage for source in world.resource.spec.sources):
+        period = policy.poll_interval_seconds
+        waits.append(period - world.now.timestamp() % period + 1)
+    return min(waits, default=None)
+
+
+def conclude(world: World[EnsembleSelection], start: Start, last: Start | None, sources: Sources) -> Verdicts:
+    """What is to be said of the selection; a result that is there stays ready while a newer one is found."""
+    outcome = start.outcome
+    if outcome.state == "Succeeded" and result_of(start.report) is None:
+        missing = verdicts.stopped(reasons.REPORT_MISSING, workload.report_missing(start), degraded=True)
+        return _beside(last if last is not start else None, missing)
+    if outcome.state == "Succeeded":
+        updating = (reasons.SOURCES_NOT_READY, f"waits to select again: {sources.problem}") if sources.problem else None
+        return _selected(start, updating)
+    if outcome.state == "Failed":
+        message = f"{outcome.message}\n{workload.advice(start)}"
+        return _beside(last, verdicts.stopped(reasons.SELECTION_FAILED, message, degraded=True))
+    if outcome.state == "Running":
+        reason = reasons.PROFILING if outcome.reason == reasons.PROFILING else reasons.SELECTING
+        return _beside(last, verdicts.progressing(reason, outcome.message or _told(start.report)))
+    return _beside(last, workload.waiting(world, start))
+
+
+def _selected(start: Start, updating: tuple[str, str] | None) -> Verdicts:
+    result = result_of(start.report)
+    assert result is not None
+    none = [f"budget {budget.name} has no ensemble: {budget.reason}" for budget in result.budgets if not budget.members]
+    message = "; ".join([result.line(), *none])
+    if none and len(none) == len(result.budgets):
+        return verdicts.stopped(reasons.NO_ENSEMBLE, message, degraded=True)
+    return verdicts.ready(reasons.SELECTED, message, updating)
+
+
+def _beside(last: Start | None, now: Verdicts) -> Verdicts:
+    """The present conditions, but Ready if there is an earlier result."""
+    if last is None:
+        return now
+    return (_selected(last, None)[0], *now[1:])
+
+
+def _told(report: Report | None) -> str:
+    if report is None or not report.progress.stage:
+        return "ensembles are being selected"
+    progress = report.progress
+    return f"{progress.stage}: {progress.done} of {progress.total}" + (f"; {progress.note}" if progress.note else "")
+
+
+# --- status ---------------------------------------------------------------------------------------------------------
+
+
+class Member(Untrusted):
+    """A model of an ensemble."""
+
+    library: Number
+    model_id: Word
+    weight: Annotated[float, Field(ge=0, le=1)]
+
+
+class Budget(Untrusted):
+    """The ensemble of a budget."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=40)]
+    members: Annotated[list[Member], Field(max_length=256)] = Field(default_factory=list)
+    validation: dict[str, Any] | None = None
+    heldout: dict[str, Any] | None = None
+    cost: dict[str, Any] | None = None
+    reason: str | None = None
+
+
+class Point(Untrusted):
+    """An ensemble of the front."""
+
+    members: list[Any]
+    cross_entropy: Annotated[Finite, Field(ge=0)]
+    cost: dict[str, Any]
+
+
+class Source(Untrusted):
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class SelectSummary(Untrusted):
+    """What `select` tells at its end."""
+
+    budgets: Annotated[list[Budget], Field(max_length=100)] = Field(default_factory=list)
+    front: Annotated[list[Point], Field(max_length=100)] = Field(default_factory=list)
+    sources: Annotated[list[Source], Field(max_length=16)] = Field(default_factory=list)
+
+    def line(self) -> str:
+        """`small 3, large 5`."""
+        return clean(", ".join(f"{budget.name} {len(budget.members)}" for budget in self.budgets), 253)
+
+
+def result_of(report: Report | None) -> SelectSummary | None:
+    """The result in a report; none if it has none, or a wrong one."""
+    if report is None or report.state != "Succeeded" or report.result.digest is None:
+        return None
+    return typed(SelectSummary, report.result.summary)
+
+
+def fields(world: World[EnsembleSelection], start: Start | None) -> Mapping[str, Any]:
+    """The status of a start that has a result."""
+    summary = result_of(start.report) if start is not None else None
+    if start is None or start.report is None or summary is None:
+        return {}
+    budgets = tuple(map(_budget, summary.budgets))
+    entropies = [b.validation.cross_entropy for b in budgets if b.validation and b.validation.cross_entropy is not None]
+    digest = start.report.result.digest
+    content = EnsembleSelectionStatus(
+        summary=summary.line(),
+        cross_entropy=min(entropies, default=None),
+        digest=digest,
+        library_digests=tuple(source.digest for source in summary.sources),
+        completion_time=_completed(world, digest),
+        budgets=budgets,
+        front=tuple(
+            FrontPoint(members=len(point.members), cross_entropy=point.cross_entropy, cost=cost)
+            for point in summary.front
+            if (cost := typed(SelectedCost, point.cost)) is not None
+        ),
+    )
+    return workload.filled(content)
+
+
+def _completed(world: World[EnsembleSelection], digest: str | None) -> str:
+    """When the result was first seen."""
+    before = world.body.get("status") or {}
+    if digest == before.get("digest") and read_time(before.get("completionTime")) is not None:
+        return str(before["completionTime"])
+    return status.timestamp(world.now)
+
+
+def _budget(budget: Budget) -> SelectedBudget:
+    return SelectedBudget(
+        name=budget.name,
+        members=tuple(
+            SelectedMember(library=member.library, model_id=member.model_id, weight=member.weight)
+            for member in budget.members
+        ),
+        validation=_quality(budget.validation),
+        heldout=_quality(budget.heldout),
+        cost=None if budget.cost is None else typed(SelectedCost, budget.cost),
+        reason=(clean(budget.reason, 1024) or None) if budget.reason else None,
+    )
+
+
+def _quality(metrics: Mapping[str, Any] | None) -> Quality | None:
+    return None if metrics is None else workload.quality(metrics)
+
+
+# --- builders -------------------------------------------------------------------------------------------------------
+
+
+def is_measured(spec: EnsembleSelectionSpec) -> bool:
+    """Whether a budget limits what only a measurement on the device tells."""
+    return any(
+        limit is not None
+        for budget in spec.budgets
+        for limit in (budget.inference_time_seconds, budget.memory_mib, budget.energy_joules)
+    )
+
+
+def select_job(
+    owner: Owner, start: Start, resolved: Resolved, spec: EnsembleSelectionSpec, settings: Settings
+) -> Manifest:
+    """The Job that selects, on the device type that the costs are of; models that lack a profile are measured first."""
+    resources = Resources(spec.cost.cores_per_device, MEMORY_MIB, MEMORY_LIMIT_MIB)
+    profile = workload_container(
+        "profile",
+        settings.core_image,
+        settings,
+        resources,
+        resolved,
+        command=command(["profile"], owner),
+        env=report_env(owner, start.attempt),
+    )
+    select = workload_container(
+        "ensemble",
+        settings.core_image,
+        settings,
+        resources,
+        resolved,
+        command=command([SELECT], owner, report_name(start.child)),
+        env=report_env(owner, start.attempt),
+        reports=True,
+    )
+    pod = pod_spec(
+        settings,
+        spec.pod_overrides,
+        service_account(start.child, spec.service_account_name),
+        [select],
+        init_containers=[profile] if is_measured(spec) else [],
+        volumes=[spec_volume(spec_name(start.child)), *resolved.volumes, token_volume()],
+    )
+    made = template(owner, SELECT, spec.pod_overrides, pod, child=start.child)
+    return build_job(owner, SELECT, start.child, made, annotations=start.annotations)

@@ -1,0 +1,391 @@
+"""One look at a custom resource: read, decide, write what differs, tell.
+
+Everything is concluded from what is in the cluster, so a look that is cut off anywhere is made up for by the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from ensemble_core.errors import UserError
+from ensemble_operator import reasons
+from ensemble_operator.children import CHILDREN
+from ensemble_operator.cluster import OPTIONAL, Cluster, MissingError, RefusedError, UnavailableError
+from ensemble_operator.dependents import ALL, Dependents
+from ensemble_operator.differences import (
+    controller_uid,
+    differs,
+    is_create_only,
+    merge_patch,
+    misplaced,
+    ref,
+    says_the_same,
+    stamped,
+    superfluous,
+)
+from ensemble_operator.events import transitions
+from ensemble_operator.logs import Log
+from ensemble_operator.metrics import Metrics
+from ensemble_operator.names import LIBRARY_FINALIZER, OWNER_UID
+from ensemble_operator.queue import Key, RetryError
+from ensemble_operator.settings import Settings
+from ensemble_operator.status import before, degraded, status, stopped
+from ensemble_operator.world import Decision, Kind, Manifest, Ref, Verdict, World
+
+GONE_SOON = 5.0  # seconds until it is looked whether an object that is being deleted has gone
+TOLD_PROBLEMS = 5
+
+
+class NameTakenError(Exception):
+    """An object of a name that is wanted belongs to somebody else."""
+
+
+class Outcome(NamedTuple):
+    """How a look ended.
+
+    Args:
+        result: For the metrics.
+        again_after: Seconds until the next one.
+        retry: Whether something went wrong that may be right later: the next look comes ever more slowly.
+    """
+
+    result: str
+    again_after: float | None = None
+    retry: bool = False
+
+
+class Patience(NamedTuple):
+    """A wish to be looked at again, and since when it is repeated while nothing changes."""
+
+    wish: float
+    since: datetime
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What came of the desired objects.
+
+    Args:
+        written: How many were written.
+        waits: Whether some were not, because one of that name is still being deleted.
+        problem: Reason and message if the server refused one.
+    """
+
+    written: int = 0
+    waits: bool = False
+    problem: tuple[str, str] | None = None
+
+
+class Reconciler:
+    """Looks at resources.
+
+    Args:
+        kinds: By name.
+        capabilities: Optional APIs that the cluster has now.
+        clock: UTC.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        kinds: Mapping[str, Kind[Any]],
+        settings: Settings,
+        capabilities: Callable[[], frozenset[str]],
+        metrics: Metrics,
+        log: Log,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._cluster, self._kinds, self._settings = cluster, kinds, settings
+        self._capabilities, self._metrics, self._log, self._clock = capabilities, metrics, log, clock
+        self.dependents = Dependents()
+        self._written: dict[Key, str] = {}
+        self._known: set[Key] = set()
+        self._patience: dict[Key, Patience] = {}
+
+    async def handle(self, key: Key) -> float | None:
+        """Look once; the seconds until the next look, none if the resource is gone.
+
+        Raises:
+            RetryError: something went wrong that may be right later.
+        """
+        started = time.perf_counter()
+        retry_after = None
+        try:
+            outcome = await self._look(key)
+        except MissingError:
+            outcome = Outcome("changed", GONE_SOON)  # deleted meanwhile
+        except UnavailableError as unavailable:
+            self._log.of(key).write("debug", f"the API server is not available: {unavailable}")
+            outcome, retry_after = Outcome("unavailable", retry=True), unavailable.retry_after
+        except RefusedError as refused:
+            level = "debug" if refused.is_race() else "error"
+            self._log.of(key).write(level, f"the API server refuses: {refused}")
+            outcome = Outcome("conflict" if refused.is_race() else "refused", retry=True)
+        except Exception as error:
+            self._log.of(key).write("error", "failed unexpectedly", error)
+            outcome = Outcome("error", retry=True)
+        self._metrics.reconciled(key.kind, outcome.result, time.perf_counter() - started)
+        if outcome.retry:
+            self._metrics.failed(key.kind, outcome.result)
+            raise RetryError(retry_after)
+        return outcome.again_after
+
+    def known(self) -> list[Key]:
+        """The resources that were there when they were looked at last."""
+        return sorted(self._known)
+
+    def is_echo(self, key: Key, version: str) -> bool:
+        """Whether this version of the resource is what the last look itself wrote, from what it had read."""
+        return self._written.get(key) == version
+
+    async def _look(self, key: Key) -> Outcome:
+        try:
+            body = await self._cluster.get(*key)
+        except MissingError:
+            return self._forget(key)
+        body["metadata"].pop("managedFields", None)
+        if _is_deleting(body) and LIBRARY_FINALIZER not in _finalizers(body):
+            return self._forget(key)  # its children go with it
+        self._known.add(key)
+        self._metrics.tell(key, body.get("status") or {})
+        kind = self._kinds[key.kind]
+        try:
+            resource = parsed(kind, body)
+        except UserError as invalid:
+            await self._conclude(body, stopped(body, reasons.INVALID_SPEC, str(invalid)), _fields(body))
+            return Outcome("invalid", self._settings.resync_seconds)
+        try:
+            references = kind.references(resource, body)
+            self.dependents.replace(key, references)
+            world, owned = await self._read(resource, body, references)
+            decision = kind.decide(world)
+            _check(decision, body)
+        except (RefusedError, UnavailableError, MissingError):
+            raise
+        except Exception as error:
+            self._log.of(key).write("error", "cannot decide", error)
+            message = f"{type(error).__name__}: {error}; the operator's log has more"
+            await self._conclude(body, stopped(body, reasons.INTERNAL_ERROR, message), _fields(body))
+            return Outcome("error", retry=True)
+        return await self._carry_out(body, world, owned, decision)
+
+    def _forget(self, key: Key) -> Outcome:
+        self.dependents.replace(key, ())
+        self._metrics.forget(key)
+        self._known.discard(key)
+        self._written.pop(key, None)
+        self._patience.pop(key, None)
+        return Outcome("gone")
+
+    async def _read(
+        self, resource: Any, body: Manifest, references: tuple[Ref, ...]
+    ) -> tuple[World[Any], list[Manifest]]:
+        """The world, and the objects that the resource owns."""
+        metadata, capabilities = body["metadata"], self._capabilities()
+        labels = {OWNER_UID: metadata["uid"]}
+        kinds = [kind for kind in CHILDREN[body["kind"]] if kind not in OPTIONAL or kind in capabilities]
+        lists, others = await asyncio.gather(
+            asyncio.gather(*(self._cluster.select(kind, metadata["namespace"], labels) for kind in kinds)),
+            self._others(metadata["namespace"], references),
+        )
+        found = [one for objects in lists for one in objects if _belongs(one, metadata["uid"])]
+        alive = {ref(one): one for one in found if not _is_deleting(one)}
+        world = World(
+            resource=resource,
+            body=body,
+            children=alive,
+            deleting=frozenset(ref(one) for one in found if _is_deleting(one)),
+            others=others,
+            capabilities=capabilities,
+            now=self._clock(),
+            settings=self._settings,
+        )
+        return world, [one for one in alive.values() if one["kind"] != "Pod"]
+
+    async def _others(self, namespace: str, references: tuple[Ref, ...]) -> dict[Ref, Manifest]:
+        lists = await asyncio.gather(*(self._referred(namespace, one) for one in references))
+        return {ref(one): one for objects in lists for one in objects}
+
+    async def _referred(self, namespace: str, reference: Ref) -> list[Manifest]:
+        if reference.name == ALL:
+            return await self._cluster.select(reference.kind, namespace, {})
+        try:
+            return [await self._cluster.get(reference.kind, namespace, reference.name)]
+        except MissingError:
+            return []
+
+    async def _carry_out(self, body: Manifest, world: World[Any], owned: list[Manifest], decision: Decision) -> Outcome:
+        key = _key(body)
+        if decision.finalizer and LIBRARY_FINALIZER not in _finalizers(body) and not _is_deleting(body):
+            body = await self._cluster.patch_finalizers(body, [*_finalizers(body), LIBRARY_FINALIZER])
+        applied = await self._apply(decision, world)
+        deleted = superfluous(decision, owned)
+        for one in deleted:
+            await self._delete(key, one)
+        verdicts: tuple[Verdict, ...] = decision.conditions
+        if applied.problem:
+            verdicts = degraded(verdicts, *applied.problem)
+        written, body = await self._conclude(body, verdicts, decision.status)
+        if not decision.finalizer and LIBRARY_FINALIZER in _finalizers(body):
+            remaining = [one for one in _finalizers(body) if one != LIBRARY_FINALIZER]
+            await self._cluster.patch_finalizers(body, remaining)
+        if applied.problem:
+            return Outcome("refused", retry=True)
+        changed = bool(applied.written or deleted or written)
+        return Outcome("changed" if changed else "unchanged", self._next(key, decision, applied, changed))
+
+    def _next(self, key: Key, decision: Decision, applied: Applied, changed: bool) -> float:
+        """Seconds until the next look: as wished, but as long again as the same was wished already in vain."""
+        slow = self._settings.resync_seconds
+        if applied.waits:
+            return GONE_SOON
+        if decision.again_after is None:
+            return slow
+        known, now = self._patience.get(key), self._clock()
+        if known is None or changed or known.wish != decision.again_after:
+            known = self._patience[key] = Patience(decision.again_after, now)
+        return min(max(known.wish, (now - known.since).total_seconds()), slow)
+
+    async def _apply(self, decision: Decision, world: World[Any]) -> Applied:
+        """Write the objects in order; the first that cannot be written ends it, for others may need it."""
+        written, key = 0, _key(world.body)
+        for desired in map(stamped, decision.objects):
+            try:
+                done = await self._put(desired, world)
+            except NameTakenError as taken:
+                return Applied(written, problem=(reasons.NAME_TAKEN, str(taken)))
+            except (RefusedError, MissingError) as error:
+                if isinstance(error, RefusedError) and error.is_race():
+                    raise
+                problem = f"{desired['kind']} {desired['metadata']['name']}: {error}"
+                self._log.of(key).write("warning", f"cannot apply {problem}")
+                return Applied(written, problem=(reasons.APPLY_FAILED, problem))
+            if done is None:
+                return Applied(written, waits=True)
+            if done:
+                self._log.of(key).write("info", f"applied {desired['kind']} {desired['metadata']['name']}")
+            written += done
+        return Applied(written)
+
+    async def _put(self, desired: Manifest, world: World[Any]) -> bool | None:
+        """Write an object unless it is there as desired; none if it must wait until an old one is gone."""
+        place = ref(desired)
+        if place in world.deleting:
+            return None
+        observed = world.children.get(place)
+        if observed is None:
+            observed = await self._unlabelled(place, world.body)
+            if observed is not None and _goes(observed, world.body):
+                return None
+        if observed is not None and not differs(desired, observed):
+            return False
+        if is_create_only(desired):
+            await self._cluster.create(desired)
+        else:
+            await self._cluster.apply(desired)
+        return True
+
+    async def _unlabelled(self, place: Ref, body: Manifest) -> Manifest | None:
+        """An object of that name without our labels; NameTakenError if it is somebody else's, and stays."""
+        try:
+            found = await self._cluster.get(place.kind, body["metadata"]["namespace"], place.name)
+        except MissingError:
+            return None
+        if controller_uid(found) != body["metadata"]["uid"] and not _goes(found, body):
+            raise NameTakenError(f"{place.kind} {place.name} belongs to somebody else; delete or rename it")
+        return found
+
+    async def _delete(self, key: Key, manifest: Manifest) -> None:
+        metadata = manifest["metadata"]
+        try:
+            await self._cluster.delete(manifest["kind"], metadata["namespace"], metadata["name"], metadata["uid"])
+        except MissingError:
+            return
+        self._log.of(key).write("info", f"deleted {manifest['kind']} {metadata['name']}")
+
+    async def _conclude(
+        self, body: Manifest, verdicts: tuple[Verdict, ...], fields: Mapping[str, Any]
+    ) -> tuple[bool, Manifest]:
+        """Write status and events if they differ; whether they did, and the resource as it is then."""
+        now, key, old = self._clock(), _key(body), body.get("status") or {}
+        new = status(body, verdicts, fields, now)
+        if says_the_same(new, old):
+            return False, body
+        log = self._log.of(key)
+        # Before the status: an operator that ends in between makes the same events again, which are then there.
+        for event in transitions(body, before(body), new["conditions"], now):
+            log.write("info", f"{event['reason']}: {event['note']}")
+            try:
+                await self._cluster.create_event(event)
+            except (RefusedError, MissingError) as error:
+                log.write("debug", f"the event is not written: {error}")
+        written = await self._cluster.patch_status(body, merge_patch(old, new))
+        self._written[key] = written["metadata"]["resourceVersion"]
+        self._metrics.tell(key, new)
+        return True, written
+
+
+def parsed(kind: Kind[Any], body: Manifest) -> Any:
+    """The resource as its API model; UserError that names the wrong fields."""
+    metadata = {
+        field: body["metadata"][field] for field in ("name", "namespace", "labels") if field in body["metadata"]
+    }
+    given = {"apiVersion": body["apiVersion"], "kind": body["kind"], "metadata": metadata, "spec": body.get("spec")}
+    try:
+        return kind.model.model_validate_json(json.dumps(given), strict=True)
+    except ValidationError as error:
+        problems = [f"{_path(one['loc'])}: {one['msg']}" for one in error.errors(include_url=False)[:TOLD_PROBLEMS]]
+        raise UserError("", "; ".join(problems)) from None
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    steps = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    return re.sub(r"^\.", "", "".join(steps))
+
+
+def _check(decision: Decision, body: Manifest) -> None:
+    """A kind that wants what is not its own is wrong; nothing of it is written."""
+    for manifest in decision.objects:
+        if problem := misplaced(manifest, body):
+            raise ValueError(f"{manifest['kind']} {manifest['metadata']['name']} {problem}")
+
+
+def _key(body: Manifest) -> Key:
+    return Key(body["kind"], body["metadata"]["namespace"], body["metadata"]["name"])
+
+
+def _finalizers(body: Manifest) -> list[str]:
+    found: list[str] = body["metadata"].get("finalizers") or []
+    return found
+
+
+def _is_deleting(manifest: Manifest) -> bool:
+    return "deletionTimestamp" in manifest["metadata"]
+
+
+def _belongs(manifest: Manifest, uid: str) -> bool:
+    """Pods belong to the objects that made them; of everything else labels alone prove nothing."""
+    return manifest["kind"] == "Pod" or controller_uid(manifest) == uid
+
+
+def _goes(manifest: Manifest, body: Manifest) -> bool:
+    """Whether it is about to be gone: its owner was a resource of the same kind and name, which is no more."""
+    owners = manifest["metadata"].get("ownerReferences") or ()
+    namesake = (body["kind"], body["metadata"]["name"])
+    orphan = any((one["kind"], one["name"]) == namesake and one["uid"] != body["metadata"]["uid"] for one in owners)
+    return orphan or _is_deleting(manifest)
+
+
+def _fields(body: Manifest) -> dict[str, Any]:
+    """The status without what every status has."""
+    old = body.get("status") or {}
+    return {field: value for field, value in old.items() if field not in ("conditions", "observedGeneration")}

@@ -1,0 +1,151 @@
+"""What a command reads as its specification, and what its pod needs to reach the storages that are named in it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ensemble_core.api.ensembledeployment import EnsembleDeployment
+from ensemble_core.api.ensembleselection import EnsembleSelection
+from ensemble_core.api.hposearch import HPOSearch
+from ensemble_core.errors import UserError
+from ensemble_operator.names import text_hash
+from ensemble_operator.world import Manifest
+
+Document = HPOSearch | EnsembleSelection | EnsembleDeployment
+
+MOUNT = "/mnt/storage"
+_KEYS = {"AWS_ACCESS_KEY_ID": False, "AWS_SECRET_ACCESS_KEY": False, "AWS_SESSION_TOKEN": True}  # key: may be absent
+# Fields that say how pods run or what happens later; no command reads them, so changing them starts nothing again.
+_NOT_READ = ("suspend", "podOverrides", "serviceAccountName", "updatePolicy", "rollout")
+# What a reader of YAML takes for the end of a line, or refuses, though JSON allows it.
+_UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Documents as a command in a pod reads them.
+
+    Args:
+        text: `spec.yaml`; a claim is a path in it.
+        volumes, mounts: Of the claims.
+        env: Credentials, by reference to their Secrets.
+    """
+
+    text: str
+    volumes: tuple[Manifest, ...] = ()
+    mounts: tuple[Manifest, ...] = ()
+    env: tuple[Manifest, ...] = ()
+
+
+def resolve(documents: Iterable[Document]) -> Resolved:
+    """The documents, and what their storages need; the first is the one that the command is about.
+
+    A folder on a claim is mounted at a path that depends on claim and folder alone: results in a library that name
+    other libraries stay true in every pod. Data sets are mounted read-only.
+
+    Raises:
+        UserError: a storage that no pod can have.
+    """
+    contents = [_read_by_commands(document) for document in documents]
+    claims: dict[str, tuple[str, str]] = {}
+    written: set[str] = set()
+    secrets: list[str] = []
+    for where, storage in [found for content in contents for found in _storages(content)]:
+        if "path" in storage:
+            raise UserError(f"{where}.path", "is only for one machine; give persistentVolumeClaim or s3")
+        if claim := storage.pop("persistentVolumeClaim", None):
+            storage["path"] = path = _mount_path(claim)
+            claims[path] = (claim["claimName"], claim.get("subPath", ""))
+            written |= set() if where.endswith(".dataset.storage") else {path}
+        if (secret := storage.get("credentialsSecretRef")) and secret["name"] not in secrets:
+            secrets.append(secret["name"])
+    names = sorted({claim for claim, _ in claims.values()})
+    return Resolved(
+        text="---\n".join(_yaml(content) for content in contents),
+        volumes=tuple({"name": f"claim-{i}", "persistentVolumeClaim": {"claimName": n}} for i, n in enumerate(names)),
+        mounts=tuple(
+            _mount(f"claim-{names.index(claim)}", path, folder, path in written)
+            for path, (claim, folder) in sorted(claims.items())
+        ),
+        env=tuple(_environment(secrets)),
+    )
+
+
+def environment_prefix(secret: str) -> str:
+    """Of the variables that hold a Secret's keys."""
+    return f"ENSEMBLE_S3_{re.sub('[^A-Z0-9]', '_', secret.upper())}_"
+
+
+def reference(search: HPOSearch) -> HPOSearch:
+    """A search as others need it: where its library is. What may change of a search does not change its reference."""
+    return HPOSearch.model_validate(
+        {
+            "metadata": {"name": search.metadata.name},
+            "spec": {
+                "library": {"storage": search.spec.library.storage},
+                "dataset": {"builtin": "digits"},  # a search must have one; nobody looks
+                "parallelTrialCount": 1,
+                "maxTrialCount": 1,
+                "maxFailedTrialCount": 0,
+            },
+        }
+    )
+
+
+def _read_by_commands(document: Document) -> Manifest:
+    content = document.document()
+    content["metadata"] = {"name": document.metadata.name}
+    spec = {key: value for key, value in content["spec"].items() if key not in _NOT_READ}
+    if isinstance(document, HPOSearch):
+        spec["library"] = {"storage": spec["library"]["storage"]}
+    return {**content, "spec": spec}
+
+
+def _storages(content: Manifest) -> Iterator[tuple[str, Manifest]]:
+    """Every storage of a document with its field's path, in a fixed order."""
+    spec = content["spec"]
+    where = f"{content['kind']} {content['metadata']['name']}: spec"
+    if content["kind"] == "HPOSearch":
+        yield f"{where}.library.storage", spec["library"]["storage"]
+        if "storage" in spec["dataset"]:
+            yield f"{where}.dataset.storage", spec["dataset"]["storage"]
+    if content["kind"] == "EnsembleSelection":
+        for index, source in enumerate(spec["sources"]):
+            if "storage" in source:
+                yield f"{where}.sources[{index}].storage", source["storage"]
+        if "library" in spec:
+            yield f"{where}.library", spec["library"]
+
+
+def _mount_path(claim: Manifest) -> str:
+    return f"{MOUNT}-{text_hash(json.dumps([claim['claimName'], claim.get('subPath', '')]))[:8]}"
+
+
+def _mount(volume: str, path: str, folder: str, written: bool) -> Manifest:
+    return {
+        "name": volume,
+        "mountPath": path,
+        **({"subPath": folder} if folder else {}),
+        **({} if written else {"readOnly": True}),
+    }
+
+
+def _environment(secrets: list[str]) -> Iterator[Manifest]:
+    prefixes: dict[str, str] = {}
+    for secret in secrets:
+        other = prefixes.setdefault(environment_prefix(secret), secret)
+        if other != secret:
+            raise UserError("credentialsSecretRef.name", f"{secret} and {other} differ too little; rename one of them")
+        for key, optional in _KEYS.items():
+            source = {"name": secret, "key": key} | ({"optional": True} if optional else {})
+            yield {"name": environment_prefix(secret) + key, "valueFrom": {"secretKeyRef": source}}
+
+
+def _yaml(content: Any) -> str:
+    """JSON that is YAML too."""
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n"

@@ -1,0 +1,273 @@
+"""Starts of a workload: under which name it runs now, and what becomes of earlier ones.
+
+Everything is read from the workload's own objects. A start is known by its specification's ConfigMap, which nobody can
+change; it is named after all that it depends on, and numbered when it has to be tried again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from ensemble_core.api.common import API_VERSION, Quality, Status, Workload
+from ensemble_core.api.ensembledeployment import EnsembleDeployment
+from ensemble_core.api.ensembleselection import EnsembleSelection
+from ensemble_core.api.hposearch import HPOSearch
+from ensemble_operator import reasons, verdicts
+from ensemble_operator.identity import identity, report_name, spec_name, specification
+from ensemble_operator.jobs import Outcome, outcome, pods_of
+from ensemble_operator.names import (
+    ATTEMPT,
+    BASIS,
+    CHILD,
+    COMPONENT,
+    RAYJOB_LIMIT,
+    SPEC_HASH,
+    Component,
+    Owner,
+    child_name,
+    text_hash,
+)
+from ensemble_operator.pods import SPEC_KEY
+from ensemble_operator.reports import Report, read_report, typed
+from ensemble_operator.storages import Resolved
+from ensemble_operator.verdicts import Verdicts
+from ensemble_operator.world import Decision, Manifest, Ref, World
+
+FIRST_PAUSE = 10.0  # seconds before a lost workload is started again; each loss doubles it
+LAST_PAUSE = 300.0
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to be run.
+
+    Args:
+        component: Of its labels.
+        verb: Of its command, as it will report it.
+        resolved: What it reads.
+        spec_hash: Changes with the specification and with how pods are made; never with images.
+        basis: The same with all else that a result depends on: another basis is another workload.
+    """
+
+    component: Component
+    verb: str
+    resolved: Resolved
+    spec_hash: str
+    basis: str
+
+
+def wish(component: Component, verb: str, resolved: Resolved, spec: Workload, inputs: Sequence[str] = ()) -> Wish:
+    """What is to be run, for a resource's `spec`; `inputs` are what a result depends on beside the documents."""
+    spec_hash = _digest([resolved.text, spec.pod_overrides.document(), spec.service_account_name])
+    return Wish(component, verb, resolved, spec_hash, _digest([spec_hash, *inputs]))
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of a workload.
+
+    Args:
+        child: Its name, and that of its Job or RayJob.
+        created: When, as Kubernetes writes it; empty if it is only wanted.
+        engine: `Job` or `RayJob`, if there is one.
+    """
+
+    child: str
+    component: Component
+    spec_hash: str
+    basis: str
+    attempt: int
+    outcome: Outcome
+    report: Report | None = None
+    created: str = ""
+    engine: str | None = None
+
+    @property
+    def annotations(self) -> dict[str, str]:
+        return {SPEC_HASH: self.spec_hash, BASIS: self.basis, ATTEMPT: str(self.attempt)}
+
+
+def starts(world: World[Any], component: Component, verb: str) -> list[Start]:
+    """All starts whose specification is still there, the newest first."""
+    maps = [m for m in world.of_kind("ConfigMap") if m["metadata"]["labels"].get(COMPONENT) == component]
+    found = [start for m in maps if (start := _start(world, m, component, verb)) is not None]
+    return sorted(found, key=lambda start: (start.created, start.attempt, start.child), reverse=True)
+
+
+def current(world: World[Any], wanted: Wish, known: Sequence[Start], go_on: bool = True) -> Start:
+    """The start that should be there now: the last one of this basis, or the next attempt if that one was lost.
+
+    Args:
+        go_on: Whether there may be another attempt.
+    """
+    owner_name = world.body["metadata"]["name"]
+    last = max((s for s in known if s.basis == wanted.basis), key=lambda start: start.attempt, default=None)
+    if last is None:
+        attempt = 1
+    elif go_on and last.outcome.state == "Lost" and pause(world, last) <= 0:
+        attempt = last.attempt + 1
+    else:
+        return last
+    suffix = f"{wanted.component}-{wanted.basis[:8]}" + (f"-{attempt}" if attempt > 1 else "")
+    child = child_name(owner_name, suffix, RAYJOB_LIMIT)
+    return Start(child, wanted.component, wanted.spec_hash, wanted.basis, attempt, Outcome("Absent"))
+
+
+def pause(world: World[Any], start: Start) -> float:
+    """Seconds until a lost workload is started again."""
+    return (_resumes(world, start) - world.now).total_seconds()
+
+
+def _resumes(world: World[Any], start: Start) -> datetime:
+    if start.outcome.ended is None:
+        return world.now
+    length = timedelta(seconds=min(FIRST_PAUSE * 2 ** min(start.attempt - 1, 16), LAST_PAUSE))
+    return start.outcome.ended + length
+
+
+def objects(owner: Owner, start: Start, resolved: Resolved, given_account: str | None) -> tuple[Manifest, ...]:
+    """What a start needs before its Job or RayJob is made."""
+    text = resolved.text
+    return (
+        specification(owner, start.component, start.child, text, start.annotations),
+        *identity(owner, start.component, start.child, given_account),
+    )
+
+
+def kept(start: Start, known: Sequence[Start], failed: bool = True) -> frozenset[Ref]:
+    """What stays beside the objects of the present start: its Job that has ended, and all of the one before but rights.
+
+    What still runs for an earlier specification is not kept: it is stopped.
+
+    Args:
+        failed: Whether a Job that has failed stays, for its logs.
+    """
+    before = next((other for other in known if other.child != start.child), None)
+    stay = {_ended(start)} if failed or start.outcome.state == "Succeeded" else set()
+    if before is not None:
+        stay |= {Ref("ConfigMap", spec_name(before.child)), Ref("ConfigMap", report_name(before.child)), _ended(before)}
+    return frozenset(ref for ref in stay if ref is not None)
+
+
+# --- what all kinds say of their workloads --------------------------------------------------------------------------
+
+
+def waiting(world: World[Any], start: Start) -> Verdicts:
+    """Conditions while a workload has not begun, or is between two attempts."""
+    outcome = start.outcome
+    if outcome.state == "Lost":
+        when = f"{_resumes(world, start):%H:%M:%S} UTC"
+        message = f"attempt {start.attempt} was lost: {outcome.message}; the next one continues at {when}"
+        # One that never got as far as its first report will hardly do better next time.
+        return verdicts.progressing(reasons.LOST, message, blocked=start.report is None)
+    if outcome.state == "Waiting":
+        return verdicts.progressing(outcome.reason, outcome.message, outcome.blocked)
+    return verdicts.progressing(reasons.STARTING, "is being started")
+
+
+def advice(start: Start) -> str:
+    """How to have a failed workload tried again."""
+    return f"change the specification, or delete {start.engine} {start.child} to have it tried again as it is"
+
+
+def report_missing(start: Start) -> str:
+    """Of a workload that has ended well and left no report that can be read."""
+    return (
+        f"{start.engine} {start.child} has ended, but ConfigMap {report_name(start.child)} holds no report of it;"
+        f" delete {start.engine} {start.child} to have it run again: what is done is not done twice"
+    )
+
+
+def refused(world: World[Any], message: str, finalizer: bool = False) -> Decision:
+    """The decision where the specification asks for what cannot be: everything stays as it is."""
+    return Decision(
+        (),
+        verdicts.as_before(world.body, reasons.INVALID_SPEC, message),
+        unchanged(world.body),
+        keep=frozenset(world.children),
+        finalizer=finalizer,
+    )
+
+
+def unchanged(body: Manifest) -> dict[str, Any]:
+    """The status as it is, without what every status has."""
+    return {key: value for key, value in (body.get("status") or {}).items() if key not in _OF_EVERY_STATUS}
+
+
+def filled(content: Status) -> dict[str, Any]:
+    """A status as JSON, without what every status has and what is empty."""
+    given = content.document()
+    return {key: value for key, value in given.items() if key not in _OF_EVERY_STATUS and value != []}
+
+
+def quality(metrics: Mapping[str, Any]) -> Quality | None:
+    """The metrics of quality among those that a report has; none if one of them is no metric."""
+    names = {info.alias or name for name, info in Quality.model_fields.items()}
+    return typed(Quality, {name: value for name, value in metrics.items() if name in names})
+
+
+_OF_EVERY_STATUS = ("conditions", "observedGeneration")
+Other = TypeVar("Other", HPOSearch, EnsembleSelection, EnsembleDeployment)
+
+
+def parsed(model: type[Other], manifest: Manifest) -> Other | None:
+    """Another custom resource, or none if it is not valid."""
+    given = {
+        "apiVersion": API_VERSION,
+        "kind": manifest.get("kind"),
+        "metadata": {"name": manifest["metadata"]["name"]},
+        "spec": manifest.get("spec"),
+    }
+    try:
+        return model.model_validate_json(json.dumps(given), strict=True)
+    except ValidationError:
+        return None
+
+
+def is_ready(manifest: Manifest) -> bool:
+    """Whether another custom resource says that its result is there, for the specification that it has now."""
+    given = (manifest.get("status") or {}).get("conditions") or ()
+    generation = manifest["metadata"].get("generation")
+    return any(
+        (one["type"], one["status"], one.get("observedGeneration")) == ("Ready", "True", generation) for one in given
+    )
+
+
+def _ended(start: Start) -> Ref | None:
+    if start.engine is None or start.outcome.active:
+        return None
+    return Ref(start.engine, start.child)
+
+
+def _start(world: World[Any], config_map: Manifest, component: Component, verb: str) -> Start | None:
+    metadata = config_map["metadata"]
+    noted = metadata.get("annotations") or {}
+    child = metadata["labels"].get(CHILD, "")
+    if metadata["name"] != spec_name(child) or not noted.get(ATTEMPT, "").isdecimal():
+        return None
+    attempt = int(noted[ATTEMPT])
+    text = (config_map.get("data") or {}).get(SPEC_KEY, "")
+    uid = world.body["metadata"]["uid"]
+    report = read_report(world.child("ConfigMap", report_name(child)), verb, text_hash(text), uid, attempt)
+    job = world.child("RayJob", child) or world.child("Job", child)
+    return Start(
+        child=child,
+        component=component,
+        spec_hash=noted.get(SPEC_HASH, ""),
+        basis=noted.get(BASIS, ""),
+        attempt=attempt,
+        outcome=outcome(job, report, pods_of(world.of_kind("Pod"), CHILD, child), world.now),
+        report=report,
+        created=metadata.get("creationTimestamp") or "",
+        engine=None if job is None else job["kind"],
+    )
+
+
+def _digest(content: object) -> str:
+    return text_hash(json.dumps(content, sort_keys=True))

@@ -1,0 +1,194 @@
+"""The running engine: what wakes which resource, what ends it, and what it does when told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import pytest
+from kubernetes.aio.client.configuration import Configuration
+from tests.handler.bench import KEY, search
+from tests.handler.fake import FakeKind, decide
+from tests.handler.memory import MemoryCluster
+
+from ensemble_operator import engine
+from ensemble_operator.cluster import BUILT_IN, CUSTOM, UnavailableError
+from ensemble_operator.engine import Engine
+from ensemble_operator.logs import Log
+from ensemble_operator.metrics import Metrics
+from ensemble_operator.queue import Key
+from ensemble_operator.settings import Settings
+from ensemble_operator.world import Ref
+
+SELECTION = Key("EnsembleSelection", "lab", "small")
+
+
+class ServedCluster(MemoryCluster):
+    """A cluster in memory that has capabilities, and whose watches are silent."""
+
+    served: frozenset[str] = frozenset(CUSTOM)
+    away: bool = False
+    closed: bool = False
+
+    async def capabilities(self) -> frozenset[str]:
+        if self.away:
+            raise UnavailableError("away")
+        return self.served
+
+    async def snapshot(self, kind: str, namespace: str | None, selector: str) -> tuple[list[Any], str]:
+        return [], "1"
+
+    async def changes(self, *_: Any) -> Any:
+        await asyncio.Event().wait()
+        yield
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def kinds(monkeypatch: pytest.MonkeyPatch) -> Mapping[str, FakeKind]:
+    monkeypatch.setattr(engine, "CAPABILITIES_SECONDS", 0.02)
+    monkeypatch.setattr(engine, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(engine, "BURST_SECONDS", 0.01)
+    kinds = {"HPOSearch": FakeKind()}
+    monkeypatch.setattr(engine, "KINDS", kinds)
+    return kinds
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> ServedCluster:
+    cluster = ServedCluster()
+    monkeypatch.setattr(engine, "KubernetesCluster", lambda *_, **__: cluster)
+    cluster.put(search())
+    return cluster
+
+
+def run(
+    scenario: Callable[[Engine, asyncio.Event], Awaitable[None]], ends_with: type[BaseException] | None = None
+) -> None:
+    async def both() -> None:
+        ended = asyncio.Event()
+        settings = Settings(trainer_image="trainer", core_image="core")
+        one = Engine(Configuration(), settings, Metrics(), frozenset(CUSTOM), ended.set, Log())
+        one.start()
+        async with asyncio.timeout(10):
+            await scenario(one, ended)
+            await one.stop()
+        error = one.error()
+        assert (type(error) if error else None) is ends_with
+
+    asyncio.run(both())
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():
+        await asyncio.sleep(0.002)
+
+
+def test_a_resource_that_is_seen_is_looked_at(cluster: ServedCluster, kinds: Any) -> None:
+    async def scenario(one: Engine, ended: asyncio.Event) -> None:
+        one.see(KEY, "1")
+        await until(lambda: ("Job", "digits-4") in cluster.names("Job"))
+        assert one.healthy()
+
+    run(scenario)
+    assert cluster.closed
+
+
+def test_what_it_wrote_itself_wakes_nothing_but_dependents(cluster: ServedCluster, kinds: Any) -> None:
+    looks: list[str] = []
+    kinds["HPOSearch"].decision = lambda world: (looks.append("search"), decide(world))[1]
+
+    async def scenario(one: Engine, ended: asyncio.Event) -> None:
+        one.see(KEY, "1")
+        await until(lambda: looks == ["search"] and cluster.objects[KEY].get("status"))
+        one._reconciler.dependents.replace(SELECTION, (Ref("HPOSearch", "digits"),))
+        seen: list[Key] = []
+        one._queue.add = lambda key, after=0.0: seen.append(key)  # type: ignore[method-assign]
+        one.see(KEY, cluster.objects[KEY]["metadata"]["resourceVersion"])
+        assert seen == [SELECTION]
+        one.see(KEY, "another")
+        assert seen == [SELECTION, KEY, SELECTION]
+
+    run(scenario)
+
+
+def test_waits_for_a_server_that_is_away(cluster: ServedCluster, kinds: Any) -> None:
+    cluster.away = True
+
+    async def scenario(one: Engine, ended: asyncio.Event) -> None:
+        one.see(KEY, "1")
+        await asyncio.sleep(0.05)
+        assert cluster.writes == []
+        cluster.away = False
+        await until(lambda: ("Job", "digits-4") in cluster.names("Job"))
+
+    run(scenario)
+
+
+def test_an_optional_api_that_comes_wakes_all(cluster: ServedCluster, kinds: Any) -> None:
+    seen: list[frozenset[str]] = []
+    kinds["HPOSearch"].decision = lambda world: (seen.append(world.capabilities), decide(world))[1]
+
+    async def scenario(one: Engine, ended: asyncio.Event) -> None:
+        one.see(KEY, "1")
+        await until(lambda: seen)
+        cluster.served |= {"RayJob"}
+        await until(lambda: seen[-1] == {"RayJob"})
+        assert {place[0] for place in one._watches._tasks} == {*BUILT_IN, "RayJob"}
+
+    run(scenario)
+
+
+def test_definitions_that_go_end_this_life(cluster: ServedCluster, kinds: Any) -> None:
+    async def scenario(one: Engine, ended: asyncio.Event) -> None:
+        await until(one.healthy)
+        cluster.served -= {"HPOSearch"}
+        await ended.wait()
+        assert one.restart
+
+    run(scenario)
+
+
+def test_an_error_of_its_own_ends_it(cluster: ServedCluster, kinds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(*_: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cluster, "snapshot", broken)
+
+    async def scenario(one: Engine, ended: asyncio.Event) -> None:
+        await ended.wait()
+        assert not one.restart
+        assert not one.healthy()
+
+    run(scenario, ends_with=ExceptionGroup)
+
+
+def test_slow_timers_are_spread(cluster: ServedCluster, kinds: Any) -> None:
+    async def scenario(one: Engine, ended: asyncio.Event) -> None:
+        spread = {await one._handle(KEY) for _ in range(5)}
+        assert len(spread) == 5
+        assert all(after is not None and 1440 <= after <= 2160 for after in spread)
+
+    run(scenario)
+
+
+def test_told_to_stop_it_ends_what_is_begun(
+    cluster: ServedCluster, kinds: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = cluster.create
+
+    async def slowly(manifest: Any) -> Any:
+        await asyncio.sleep(0.1)
+        return await create(manifest)
+
+    monkeypatch.setattr(cluster, "create", slowly)
+
+    async def scenario(one: Engine, ended: asyncio.Event) -> None:
+        one.see(KEY, "1")
+        await until(lambda: cluster.writes)
+
+    run(scenario)
+    assert cluster.objects[KEY]["status"]["conditions"]

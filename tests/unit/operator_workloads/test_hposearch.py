@@ -1,0 +1,526 @@
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.support.play import Play, body_of, condition, of_kind, reasons_of, time
+
+from ensemble_operator.hposearch import KIND, engine_of, gpus_at_a_time
+from ensemble_operator.world import Manifest, Ref
+
+CLAIM = {"persistentVolumeClaim": {"claimName": "libraries", "subPath": "digits"}}
+SPEC = {"library": {"storage": CLAIM}, "dataset": {"builtin": "digits"}, "maxTrialCount": 40}
+SUMMARY: dict[str, Any] = {
+    "trials": {"total": 14, "pending": 0, "running": 2, "succeeded": 4, "earlyStopped": 7, "failed": 1},
+    "best": {
+        "modelId": "digits-0003",
+        "trial": "digits-0003",
+        "value": 0.2312,
+        "parameters": [{"name": "learningRate", "value": "0.001"}],
+        "metrics": {
+            "crossEntropy": 0.2312,
+            "error": 0.05,
+            "macroF1": 0.94,
+            "top5Error": 0.0,
+            "parameters": 9,
+            "flops": 1,
+        },
+    },
+    "front": [{"modelId": "digits-0003", "values": [0.2312, 1e6]}, {"modelId": "digits-0004", "values": [0.3, None]}],
+    "models": 11,
+    "libraryDigest": "a" * 64,
+    "occupancy": 0.9712,
+    "attempt": 1,
+    "startTime": "2026-01-01T12:00:00Z",
+    "completionTime": None,
+}
+
+
+def play(spec: dict[str, Any] | None = None, **further: Any) -> Play:
+    body = body_of("HPOSearch", "digits", {**SPEC, **(spec or {})}, labels={"kueue.x-k8s.io/queue-name": "gpus"})
+    return Play(KIND, body, **further)
+
+
+def running(one: Play, summary: Any = SUMMARY) -> Manifest:
+    """The present RayJob, made to run and to report."""
+    one.settle()
+    child = one.workload()
+    child["status"] = {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}
+    one.report(child, "train", progress={"stage": "train", "note": "best cross-entropy 0.2312", "summary": summary})
+    return child
+
+
+def finish(one: Play, child: Manifest, **summary: Any) -> None:
+    ended = {**SUMMARY, "completionTime": "2026-01-01T13:00:00Z", **summary}
+    one.report(child, "train", "Succeeded", result={"digest": "a" * 64, "summary": ended})
+
+
+def test_a_new_search_gets_a_rayjob_and_what_it_needs_in_this_order() -> None:
+    decision = play().step()
+    assert [one["kind"] for one in decision.objects] == [
+        "ConfigMap",
+        "ServiceAccount",
+        "ConfigMap",
+        "Role",
+        "RoleBinding",
+        "NetworkPolicy",
+        "RayJob",
+    ]
+    assert reasons_of(decision) == ("-Starting", "+Starting", "-AsExpected")
+    rayjob = decision.objects[-1]
+    assert rayjob["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
+    specification = decision.objects[0]
+    assert specification["immutable"] is True
+    child = rayjob["metadata"]["name"]
+    assert rayjob["spec"]["entrypoint"] == (
+        f"ensemble train --spec /etc/ensemble/spec.yaml --name digits --report configmap:lab/{child}-report --ray auto"
+    )
+    role = of_kind(decision.objects, "Role")[0]
+    assert role["rules"] == [
+        {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [f"{child}-report"], "verbs": ["patch"]}
+    ]
+
+
+def test_nothing_changes_while_nothing_happens() -> None:
+    one = play()
+    one.settle()
+    before = json.dumps(sorted(map(str, one.children)))
+    one.later(3600)
+    one.settle()
+    assert json.dumps(sorted(map(str, one.children))) == before
+
+
+@pytest.mark.parametrize(
+    ("spec", "capabilities", "present", "engine"),
+    [
+        ({}, {"RayJob"}, None, "RayJob"),
+        ({}, set(), None, "Job"),
+        ({"engine": "job"}, {"RayJob"}, None, "Job"),
+        ({"engine": "rayjob"}, {"RayJob"}, None, "RayJob"),
+        ({"engine": "rayjob"}, set(), None, None),
+        ({"workers": {"replicas": 0}}, {"RayJob"}, None, "Job"),
+        ({}, {"RayJob"}, "Job", "Job"),
+        ({}, set(), "RayJob", "RayJob"),
+    ],
+)
+def test_the_engine(spec: Any, capabilities: set[str], present: Any, engine: Any) -> None:
+    world = play(spec).world()
+    assert engine_of(world.resource.spec, frozenset(capabilities), present) == engine
+
+
+def test_a_search_does_not_change_its_engine_when_kuberay_comes() -> None:
+    one = play(capabilities=frozenset())
+    one.settle()
+    one.capabilities = frozenset({"RayJob"})
+    one.settle()
+    assert one.workload()["kind"] == "Job"
+
+
+def test_without_kuberay_a_rayjob_cannot_be() -> None:
+    decision = play({"engine": "rayjob"}, capabilities=frozenset()).step()
+    assert reasons_of(decision) == ("-KubeRayMissing", "-KubeRayMissing", "+KubeRayMissing")
+    assert "install KubeRay, or use engine: job" in decision.conditions[0].message
+    assert of_kind(decision.objects, "Job") == []
+
+
+def test_a_rayjob_without_workers_is_refused() -> None:
+    one = play()
+    one.settle()
+    one.change(engine="rayjob", workers={"replicas": 0})
+    decision = one.step()
+    # The RayJob of the former specification goes on, for nothing else can be concluded.
+    assert reasons_of(decision) == ("-Starting", "-InvalidSpec", "+InvalidSpec")
+    assert "spec.workers.replicas: 0 leaves nobody to train" in decision.conditions[2].message
+    assert one.refs("RayJob")
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"resourcesPerTrial": {"cpu": 8.0}}, "spec.workers.cpu: 4 is less than the 8 of a trial"),
+        ({"resourcesPerTrial": {"gpu": 0.5}}, "spec.workers.gpu: 0 is less than the 0.5 of a trial"),
+    ],
+)
+def test_workers_that_no_trial_fits_on_are_refused(spec: Any, words: str) -> None:
+    decision = play(spec).step()
+    assert reasons_of(decision)[2] == "+InvalidSpec"
+    assert words in decision.conditions[2].message
+    assert reasons_of(play({**spec, "engine": "job"}).step())[0] == "-Starting"
+
+
+@pytest.mark.parametrize(
+    ("parallel", "gpu", "gpus"),
+    [
+        (1, 0, 0),
+        (4, 1, 4),
+        (4, 2, 8),
+        (16, 0.5, 8),
+        (5, 0.4, 3),
+        (4, 0.3, 2),
+        (1, 0.1, 1),
+        (40, 0.025, 1),
+        (9, 1e-320, 1),
+    ],
+)
+def test_gpus_of_one_pod(parallel: int, gpu: float, gpus: int) -> None:
+    spec = {"parallelTrialCount": parallel, "resourcesPerTrial": {"cpu": 1.0, "gpu": float(gpu)}}
+    assert gpus_at_a_time(play(spec).world().resource.spec) == gpus
+
+
+def test_what_a_running_search_tells() -> None:
+    one = play()
+    running(one)
+    decision = one.step()
+    assert reasons_of(decision) == ("-Training", "+Training", "-AsExpected")
+    assert decision.conditions[1].message == ("12 of 40 trials have ended; best cross-entropy 0.2312")
+    assert decision.status == {
+        "startTime": "2026-01-01T12:00:00Z",
+        "attempt": 1,
+        "progress": "12/40",
+        "trials": 14,
+        "trialsPending": 0,
+        "trialsRunning": 2,
+        "trialsSucceeded": 4,
+        "trialsEarlyStopped": 7,
+        "trialsFailed": 1,
+        "currentOptimalTrial": {
+            "bestTrialName": "digits-0003",
+            "modelId": "digits-0003",
+            "value": 0.2312,
+            "parameterAssignments": [{"name": "learningRate", "value": "0.001"}],
+            "observation": {"crossEntropy": 0.2312, "error": 0.05, "macroF1": 0.94, "top5Error": 0.0},
+        },
+        "paretoFront": [{"modelId": "digits-0003", "values": [0.2312, 1e6]}],
+        "library": {"models": 11, "digest": "a" * 64, "changedTime": time(one.now)},
+        "occupancyPercent": 97.1,
+    }
+
+
+def test_the_library_tells_when_it_changed() -> None:
+    one = play()
+    child = running(one)
+    one.step()
+    first = time(one.now)
+    one.later(60)
+    assert one.step().status["library"]["changedTime"] == first
+    one.report(child, "train", progress={"summary": {**SUMMARY, "libraryDigest": "b" * 64}})
+    assert one.step().status["library"]["changedTime"] == time(one.now)
+
+
+def test_a_finished_search_is_ready_and_stays_so_without_its_rayjob() -> None:
+    one = play()
+    child = running(one)
+    finish(one, child)
+    decision = one.settle()
+    assert reasons_of(decision) == ("+Trained", "-Trained", "-AsExpected")
+    assert decision.conditions[0].message == "12 of 40 trials have ended; best crossEntropy 0.2312 (digits-0003)"
+    assert decision.status["completionTime"] == "2026-01-01T13:00:00Z"
+    assert one.refs("RayJob")
+    one.remove(one.workload())
+    assert reasons_of(one.settle())[0] == "+Trained"
+    assert one.refs("RayJob") == []
+
+
+def test_a_finished_search_that_is_suspended_is_still_ready() -> None:
+    one = play()
+    finish(one, running(one))
+    one.change(suspend=True)
+    assert reasons_of(one.settle()) == ("+Trained", "-Trained", "-AsExpected")
+
+
+def test_a_search_continues_when_more_trials_are_asked_for() -> None:
+    one = play()
+    first = running(one)
+    finish(one, first, trials={**SUMMARY["trials"], "total": 40, "running": 0, "succeeded": 32})
+    one.settle()
+    one.later(60)
+    one.change(maxTrialCount=60)
+    decision = one.settle()
+    assert reasons_of(decision) == ("-Starting", "+Starting", "-AsExpected")
+    assert decision.status["progress"] == "40/60"  # from the report of the start before
+    names = one.refs("RayJob")
+    assert len(names) == 2
+    assert first["metadata"]["name"] in names
+    # Only the present one has an identity.
+    assert (
+        one.refs("Role") == one.refs("ServiceAccount") == [name for name in names if name != first["metadata"]["name"]]
+    )
+    one.later(60)
+    one.change(maxTrialCount=80)
+    one.settle()
+    assert first["metadata"]["name"] not in one.refs("RayJob")
+    assert len(one.refs("ConfigMap")) == 4
+
+
+def test_a_changed_search_stops_what_runs() -> None:
+    one = play()
+    first = running(one)
+    one.later(1)
+    one.change(parallelTrialCount=4)
+    one.settle()
+    assert one.refs("RayJob") == [one.workload()["metadata"]["name"]]
+    assert one.workload()["metadata"]["name"] != first["metadata"]["name"]
+
+
+def test_new_images_restart_nothing() -> None:
+    one = play()
+    name = running(one)["metadata"]["name"]
+    world = one.world()
+    upgraded = replace(world, settings=replace(world.settings, trainer_image="trainer:2"))
+    assert KIND.decide(upgraded).objects[-1]["metadata"]["name"] == name
+
+
+def test_suspending_removes_the_rayjob_and_resuming_makes_the_next_attempt() -> None:
+    one = play()
+    first = running(one)
+    one.change(suspend=True)
+    decision = one.settle()
+    assert reasons_of(decision) == ("-Suspended", "-Suspended", "-AsExpected")
+    assert one.refs("RayJob") == []
+    assert decision.status["progress"] == "12/40"
+    assert (decision.status["trialsRunning"], decision.status["trialsPending"]) == (0, 2)
+    one.change(suspend=False)
+    one.settle()
+    second = one.workload()
+    assert second["metadata"]["name"] == f"{first['metadata']['name']}-2"
+    env = second["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]
+    assert {"name": "ENSEMBLE_ATTEMPT", "value": "2"} in env
+
+
+def test_suspending_before_anything_was_reported_repeats_the_attempt() -> None:
+    one = play({"suspend": True})
+    one.settle()
+    assert one.refs("RayJob") == []
+    one.change(suspend=False)
+    one.settle()
+    assert not one.workload()["metadata"]["name"].endswith("-2")
+
+
+def test_a_lost_search_continues_after_a_growing_pause() -> None:
+    one = play()
+    child = running(one)
+    for attempt, pause in ((1, 10), (2, 20), (3, 40)):
+        child["status"] = {
+            "jobDeploymentStatus": "Failed",
+            "reason": "JobStatusCheckTimeoutExceeded",
+            "endTime": time(one.now),
+        }
+        decision = one.settle()
+        assert reasons_of(decision) == ("-Lost", "+Lost", "-AsExpected")
+        assert f"attempt {attempt} was lost: JobStatusCheckTimeoutExceeded" in decision.conditions[1].message
+        assert decision.again_after == pytest.approx(pause)
+        assert decision.status["progress"] == "12/40"
+        one.later(pause + 1)
+        one.settle()
+        (child,) = [
+            manifest
+            for manifest in one.children.values()
+            if manifest["metadata"]["name"].endswith(f"-{attempt + 1}") and manifest["kind"] == "RayJob"
+        ]
+        one.report(child, "train", progress={"summary": SUMMARY})
+
+
+def test_a_search_that_is_lost_before_it_told_anything_needs_a_person() -> None:
+    one = play()
+    one.settle()
+    one.workload()["status"] = {"jobDeploymentStatus": "Failed", "reason": "SubmissionFailed", "endTime": time(one.now)}
+    assert reasons_of(one.settle()) == ("-Lost", "+Lost", "+Lost")
+
+
+def test_a_failed_search_says_why_and_is_tried_again_when_its_rayjob_is_deleted() -> None:
+    one = play()
+    child = running(one)
+    error = {"field": "spec.dataset", "message": "no such folder", "logTail": "Traceback"}
+    one.report(child, "train", "Failed", error=error, progress={"summary": SUMMARY})
+    decision = one.settle()
+    assert reasons_of(decision) == ("-TrainingFailed", "-TrainingFailed", "+TrainingFailed")
+    name = child["metadata"]["name"]
+    assert decision.conditions[2].message == (
+        "spec.dataset: no such folder\nTraceback\nchange the specification, or delete RayJob"
+        f" {name} to have it tried again as it is"
+    )
+    assert decision.status["progress"] == "12/40"
+    one.remove(one.workload())
+    one.settle()
+    assert one.workload()["metadata"]["name"] == f"{name}-2"
+
+
+def test_a_failed_search_is_tried_again_when_it_is_suspended_and_resumed() -> None:
+    one = play()
+    child = running(one)
+    one.report(child, "train", "Failed", error={"message": "no such bucket"})
+    one.settle()
+    one.change(suspend=True)
+    assert reasons_of(one.settle())[0] == "-Suspended"
+    assert one.refs("RayJob") == []
+    one.change(suspend=False)
+    one.settle()
+    assert one.workload()["metadata"]["name"] == f"{child['metadata']['name']}-2"
+
+
+@pytest.mark.parametrize("tamper", ["deleted", "forged", "garbage"])
+def test_a_report_that_is_tampered_with_does_no_harm(tamper: str) -> None:
+    one = play()
+    child = running(one)
+    one.settle()
+    ref = Ref("ConfigMap", f"{child['metadata']['name']}-report")
+    if tamper == "deleted":
+        del one.children[ref]
+    elif tamper == "forged":
+        one.body["metadata"]["uid"], forged = "other", one.body["metadata"]["uid"]
+        one.report(child, "train", "Succeeded", result={"digest": "c" * 64})
+        one.body["metadata"]["uid"] = forged
+    else:
+        one.children[ref]["data"] = {"report.json": "x" * 100}
+    decision = one.settle()
+    assert reasons_of(decision)[0] == "-Training"
+    assert ref in one.children
+    child["status"] = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}
+    decision = one.settle()
+    assert reasons_of(decision) == ("-ReportMissing", "-ReportMissing", "+ReportMissing")
+    assert f"delete RayJob {child['metadata']['name']} to have it run again" in decision.conditions[0].message
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"trials": {"succeeded": -1}},
+        {"best": {"modelId": 3}},
+        {"front": [{"modelId": "x", "values": [1.0] * 5}]},
+        {"front": [{"modelId": "x", "values": [1.0]}] * 101},
+        {"libraryDigest": "x"},
+        {"occupancy": -7.0},
+    ],
+)
+def test_a_wrong_summary_leaves_the_status_empty(wrong: dict[str, Any]) -> None:
+    one = play()
+    running(one, {**SUMMARY, **wrong})
+    decision = one.step()
+    assert decision.status == {}
+    assert reasons_of(decision)[0] == "-Training"
+
+
+def test_no_attack_on_a_shell() -> None:
+    """Names are DNS labels; even so, the entrypoint is quoted as a shell takes it."""
+    one = play()
+    one.settle()
+    assert shlex.split(one.workload()["spec"]["entrypoint"])[:2] == ["ensemble", "train"]
+
+
+# --- deletion -------------------------------------------------------------------------------------------------------
+
+
+def deleted(**further: Any) -> Play:
+    one = play({"library": {"storage": CLAIM, "deletionPolicy": "Delete"}}, **further)
+    assert one.settle().finalizer
+    one.body["metadata"] |= {"deletionTimestamp": time(one.now), "finalizers": ["ensemble-operator.io/library"]}
+    return one
+
+
+def test_a_library_that_is_kept_needs_no_finalizer() -> None:
+    one = play()
+    assert not one.settle().finalizer
+    one.body["metadata"]["deletionTimestamp"] = time(one.now)
+    decision = one.step()
+    assert (decision.objects, decision.finalizer) == ((), False)
+
+
+def test_the_library_is_deleted_once_training_has_ended() -> None:
+    one = deleted()
+    rayjob = one.workload()
+    pod = one.pod(rayjob)
+    decision = one.step()
+    assert reasons_of(decision) == ("-DeletingLibrary", "+DeletingLibrary", "-AsExpected")
+    assert one.refs("RayJob") == []
+    decision = one.step()
+    assert "until the pods that write the library have ended" in decision.conditions[1].message
+    one.remove(pod)
+    one.deleting = frozenset({Ref("Pod", pod["metadata"]["name"])})
+    assert one.step().objects == ()
+    one.deleting = frozenset()
+    one.settle()
+    job = one.workload()
+    assert job["metadata"]["labels"]["app.kubernetes.io/component"] == "delete"
+    assert "kueue.x-k8s.io/queue-name" not in job["metadata"]["labels"]
+    assert job["spec"]["activeDeadlineSeconds"] > 0
+    command = job["spec"]["template"]["spec"]["containers"][0]["command"]
+    assert command[:3] == ["ensemble", "library", "delete"]
+    # Its own pod does not stop it.
+    one.pod(job)
+    one.deleting = frozenset({Ref("Pod", "other")})
+    assert one.step().objects
+    job["status"] = {"conditions": [condition("Complete")]}
+    assert not one.step().finalizer
+
+
+def test_a_library_that_cannot_be_deleted_says_what_to_do() -> None:
+    one = deleted()
+    one.step()
+    one.settle()
+    one.workload()["status"] = {"conditions": [condition("Failed", message="DeadlineExceeded")]}
+    decision = one.settle()
+    assert reasons_of(decision) == ("-LibraryDeletionFailed", "-LibraryDeletionFailed", "+LibraryDeletionFailed")
+    assert "DeadlineExceeded" in decision.conditions[0].message
+    assert "or set spec.library.deletionPolicy: Retain" in decision.conditions[0].message
+    assert decision.finalizer
+    one.change(library={"storage": CLAIM, "deletionPolicy": "Retain"})
+    assert not one.step().finalizer
+
+
+def test_a_namespace_that_goes_is_not_held() -> None:
+    one = deleted()
+    one.step()
+    one.settle()
+    refused = (
+        'jobs.batch "x" is forbidden: unable to create new content in namespace lab because it is being terminated'
+    )
+    one.body["status"]["conditions"] = [condition("Degraded", reason="ApplyFailed", message=f"Job x: {refused}")]
+    decision = one.decide()
+    assert not decision.finalizer
+    assert "the namespace is being deleted" in decision.conditions[1].message
+
+
+def other(kind: str, name: str, spec: dict[str, Any], **metadata: Any) -> dict[Ref, Manifest]:
+    return {Ref(kind, name): body_of(kind, name, spec, **metadata)}
+
+
+BUDGETS = [{"name": "small", "memoryMiB": 64.0}]
+USERS = {
+    "by name": other("EnsembleSelection", "a", {"sources": [{"hpoSearchName": "digits"}], "budgets": BUDGETS}),
+    "by storage": other("EnsembleSelection", "a", {"sources": [{"storage": CLAIM}], "budgets": BUDGETS}),
+    "as output": other(
+        "EnsembleSelection", "a", {"sources": [{"hpoSearchName": "b"}], "library": CLAIM, "budgets": BUDGETS}
+    ),
+    "by another search": other("EnsembleSelection", "a", {"sources": [{"hpoSearchName": "b"}], "budgets": BUDGETS})
+    | other("HPOSearch", "b", SPEC),
+    "perhaps": other("EnsembleSelection", "a", {"sources": "?"}),
+}
+
+
+@pytest.mark.parametrize("how", USERS)
+def test_a_library_in_use_is_not_deleted(how: str) -> None:
+    one = deleted(others=USERS[how])
+    assert KIND.references(one.world().resource, one.body) == (Ref("EnsembleSelection", "*"), Ref("HPOSearch", "*"))
+    decision = one.settle()
+    assert reasons_of(decision) == ("-LibraryInUse", "-LibraryInUse", "+LibraryInUse")
+    assert "is still used by EnsembleSelection a; delete these first" in decision.conditions[0].message
+    assert decision.finalizer
+    assert one.refs("RayJob") == []
+    one.others = other("HPOSearch", "b", SPEC)  # which keeps its own models
+    one.settle()
+    assert one.workload()["kind"] == "Job"
+
+
+def test_resources_that_are_going_themselves_do_not_use_the_library() -> None:
+    spec = {"sources": [{"hpoSearchName": "digits"}], "budgets": BUDGETS}
+    others = other("EnsembleSelection", "a", spec, deletionTimestamp="2026-01-01T00:00:00Z")
+    others |= other("EnsembleSelection", "b", {"sources": [{"hpoSearchName": "else"}], "budgets": BUDGETS})
+    others |= {Ref("HPOSearch", "digits"): body_of("HPOSearch", "digits", SPEC)}
+    one = deleted(others=others)
+    one.step()
+    one.settle()
+    assert one.workload()["metadata"]["labels"]["app.kubernetes.io/component"] == "delete"
+    assert play().kind.references(play().world().resource, play().body) == ()
