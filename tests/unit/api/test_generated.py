@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from ensemble_core.api import generate
 from ensemble_core.api.crd import custom_resource_definitions
@@ -42,6 +43,16 @@ def test_check_names_what_differs_and_generate_mends_it(tmp_path: Path, capsys: 
     assert generate.main(["--check"], tmp_path) == 1
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("docs/reference/hposearch.md differs")
+
+
+def test_braces_of_a_crd_are_text_in_the_chart() -> None:
+    crd = {"kind": "CustomResourceDefinition", "metadata": {"name": "x"}, "spec": {"pattern": "a {{ b }} c\nspec:\n"}}
+    text = generate.chart_template(crd)
+    inside = text.partition("{{- if .Values.crds.install }}\n")[2].rpartition("{{- end }}\n")[0]
+    plain = inside.replace('{{- include "ensemble-operator.labels" . | nindent 4 }}', "{}").replace('{{ "{{" }}', "{{")
+    metadata = {"name": "x", "annotations": {"helm.sh/resource-policy": "keep"}, "labels": {}}
+    assert yaml.safe_load(plain) == crd | {"metadata": metadata}
+    assert inside.count("{{") == 3  # the labels, and one pair in its own braces
 
 
 @pytest.mark.parametrize("name", CRDS)
