@@ -4,16 +4,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUTPUT ?= runs/digits
 
-.PHONY: demo test check test-apiserver bench nightly lock generate format clean
+.PHONY: demo test check test-apiserver e2e bench nightly lock generate format clean
 
 demo: .venv/local  ## The main job on real data: search, select, allocate, serve, report
 	$(BIN)/ensemble run examples/digits.yaml --output $(OUTPUT)
 
 test: .venv/dev  ## Every test that needs no cluster: unit, and integration with real Ray, Triton and S3
-	$(BIN)/python -m pytest -m "not apiserver and not nightly"
+	$(BIN)/python -m pytest -m "not apiserver and not e2e and not nightly"
 
 test-apiserver: .venv/dev  ## Tests against a real kube-apiserver; KUBEBUILDER_ASSETS names the folder of its binaries
 	$(BIN)/python -m pytest -m apiserver
+
+e2e: .venv/dev  ## From images to answers on a cluster: that of $KUBECONFIG, or else of the test bed
+	set -e; settings="$$(tests/e2e/cluster.sh)"; eval "$$settings"; $(BIN)/python -m pytest -m e2e --capture=no
 
 check: .venv/dev  ## Lint, types, layers, drift of generated files
 	$(BIN)/ruff check .
@@ -58,13 +61,21 @@ endef
 	$(call install,requirements/dev.txt)
 	touch .venv/local
 
+PINNED = --constraint requirements/dev.txt
+# What torch's build for CUDA does not load on a machine without GPUs; requirements/cpu.txt leaves it out.
+CUDA_ONLY = triton nvidia-cusolver nvidia-cuda-cccl nvidia-nvtx cuda-bindings cuda-pathfinder cuda-toolkit
 COMPILE = $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --python-version 3.11 --no-emit-index-url --no-header
 lock: .venv/uv  ## Pin the newest versions that fit pyproject.toml, with hashes and without index addresses
 	$(COMPILE) requirements/uv.in -o requirements/uv.txt
 	$(COMPILE) --no-deps requirements/triton.in -o requirements/triton.txt
 	$(COMPILE) --all-extras pyproject.toml requirements/build.in -o requirements/dev.txt
-	$(COMPILE) --extra trainer --extra serving --constraint requirements/dev.txt pyproject.toml requirements/build.in -o requirements/local.txt
-	$(COMPILE) --constraint requirements/dev.txt requirements/operator.in -o requirements/operator.txt
+	$(COMPILE) --extra trainer --extra serving $(PINNED) pyproject.toml requirements/build.in -o requirements/local.txt
+	$(COMPILE) --extra serving $(PINNED) pyproject.toml requirements/build.in -o requirements/core.txt
+	$(COMPILE) --extra trainer --extra serving $(PINNED) $(CUDA_ONLY:%=--no-emit-package %) \
+		pyproject.toml requirements/build.in -o requirements/cpu.txt
+	$(COMPILE) $(PINNED) requirements/operator.in -o requirements/operator.txt
+	$(COMPILE) $(PINNED) requirements/build.in -o requirements/build.txt
+	$(COMPILE) $(PINNED) requirements/s3.in -o requirements/s3.txt
 
 clean:
 	rm -rf .venv build runs .mypy_cache .ruff_cache .pytest_cache
