@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUTPUT ?= runs/digits
 
-.PHONY: demo test check test-apiserver e2e bench nightly lock generate format clean
+.PHONY: demo test check tools test-apiserver e2e bench nightly lock generate format clean
 
 demo: .venv/local  ## The main job on real data: search, select, allocate, serve, report
 	$(BIN)/ensemble run examples/digits.yaml --output $(OUTPUT)
@@ -12,7 +12,15 @@ demo: .venv/local  ## The main job on real data: search, select, allocate, serve
 test: .venv/dev  ## Every test that needs no cluster: unit, and integration with real Ray, Triton and S3
 	$(BIN)/python -m pytest -m "not apiserver and not e2e and not nightly"
 
-test-apiserver: .venv/dev  ## Tests against a real kube-apiserver; KUBEBUILDER_ASSETS names the folder of its binaries
+# Helm, and the Lua that Argo CD runs health checks in.
+HELM = helm.sh/helm/v3/cmd/helm@v3.19.2
+GLUA = github.com/yuin/gopher-lua/cmd/glua@v1.1.1
+GO_BIN = $(shell go env GOPATH 2>/dev/null)/bin
+tools:
+	test -x $(GO_BIN)/helm || go install $(HELM)
+	test -x $(GO_BIN)/glua || go install $(GLUA)
+
+test-apiserver: .venv/dev tools  ## Tests against a real kube-apiserver; KUBEBUILDER_ASSETS names the folder of its binaries
 	$(BIN)/python -m pytest -m apiserver
 
 e2e: .venv/dev  ## From images to answers on a cluster: that of $KUBECONFIG, or else of the test bed
