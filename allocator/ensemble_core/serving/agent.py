@@ -6,6 +6,7 @@ special case.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +117,7 @@ class Agent:
         except ServingError as error:
             note = str(error)
         self._report(plan, wanted, seen if not note else self._see_what_can_be_seen(wanted), note)
-        return float(min(LOOK_SECONDS * 2**self._failures, LONGEST_PAUSE))
+        return float(min(LOOK_SECONDS * 2 ** min(self._failures, 10), LONGEST_PAUSE))
 
     def _see(self, wanted: Mapping[str, Any]) -> Seen:
         identity = self._control.identity()
@@ -148,7 +149,8 @@ class Agent:
                 self._control.unload(model)
             self._control.load_all(repairs.load, plan.name)
         except (LoadError, UserError):
-            self._control.unload(plan.name)  # it can answer nobody without all its members: the pod is not ready
+            with contextlib.suppress(ServingError):  # the first error is the one to tell
+                self._control.unload(plan.name)  # it can answer nobody without all its members: the pod is not ready
             raise
 
     def _report(self, plan: Plan, wanted: Mapping[str, Any], seen: Seen, note: str) -> None:

@@ -11,7 +11,6 @@ Any process that has the folder can serve it: no ONNX file is a link to outside.
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
 from collections.abc import Iterable, Sequence
@@ -26,6 +25,7 @@ from ensemble_core.library.store import sha256_of
 from ensemble_core.serving import installation, repository
 
 PLAN, KEY, WEIGHTS, MODELS, BACKENDS = "plan.json", "control-key", "weights", "models", "backends"
+KEY_LENGTH = 64  # hexadecimal digits
 
 
 class Rendered(Frozen):
@@ -70,11 +70,8 @@ def read(folder: Path) -> Rendered:
 
 def control_key(folder: Path) -> str:
     """The folder's key; UserError if it has none."""
-    try:
-        key = (folder / KEY).read_text().strip()
-    except FileNotFoundError:
-        key = ""
-    if len(key) < 32:
+    key = _text(folder / KEY)
+    if len(key) != KEY_LENGTH:
         raise UserError(str(folder / KEY), "is missing or too short: run `ensemble render` again")
     return key
 
@@ -111,13 +108,18 @@ def _claim(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(str(folder), "is a file; a folder is needed")
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / KEY).is_file():
+    if len(_text(folder / KEY)) == KEY_LENGTH:
         return
-    if any(folder.iterdir()):
+    if any(path.name not in (KEY, f".{KEY}") for path in folder.iterdir()):
         raise UserError(str(folder), "is not empty, and holds no rendered ensemble; give another folder")
-    descriptor = os.open(folder / KEY, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(secrets.token_hex(32))
+    scratch = folder / f".{KEY}"
+    scratch.touch(mode=0o600)
+    scratch.write_text(secrets.token_hex(KEY_LENGTH // 2))
+    scratch.replace(folder / KEY)
+
+
+def _text(file: Path) -> str:
+    return file.read_text() if file.is_file() else ""
 
 
 def _with_own_weights(folder: Path, content: Rendered) -> Rendered:

@@ -77,6 +77,15 @@ def test_a_second_time_is_the_same_and_another_plan_takes_its_place(content, tmp
     assert files(folder)["control-key"] == before["control-key"]
 
 
+@pytest.mark.parametrize("left", ["", "0123"])
+def test_a_key_that_was_cut_off_is_made_again(content, tmp_path: Path, left: str):
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    (folder / "control-key").write_text(left)
+    rendered.write(folder, content)
+    assert len(rendered.control_key(folder)) == 64
+
+
 @pytest.mark.parametrize("writes", range(8))
 def test_a_write_that_is_cut_off_anywhere_is_not_taken_for_complete_and_can_be_continued(
     content, tmp_path: Path, monkeypatch, writes: int
