@@ -21,9 +21,9 @@ tools:
 	test -x $(GO_BIN)/glua || go install $(GLUA)
 
 test-apiserver: .venv/dev tools  ## Tests against a real kube-apiserver; KUBEBUILDER_ASSETS names the folder of its binaries
-	$(BIN)/python -m pytest -m apiserver
+	$(BIN)/python -m pytest -m "apiserver and not nightly"
 
-e2e: .venv/dev  ## From images to answers on a cluster: that of $KUBECONFIG, or else of the test bed
+e2e: .venv/dev tools  ## From images to answers on a cluster: that of $KUBECONFIG, or else of the test bed
 	set -e; settings="$$(tests/e2e/cluster.sh)"; eval "$$settings"; $(BIN)/python -m pytest -m e2e --capture=no
 
 check: .venv/dev  ## Lint, types, layers, drift of generated files

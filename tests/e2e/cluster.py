@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -128,15 +127,6 @@ class Namespace:
 
         return until(f"pod {name} ends", seconds, look)
 
-    @contextmanager
-    def explained(self) -> Iterator[None]:
-        """Print the state of everything if something goes wrong."""
-        try:
-            yield
-        except BaseException:
-            print(self.state())
-            raise
-
     def state(self) -> str:
         asked = [
             ["get", ",".join(OURS), "--output=yaml"],
@@ -146,9 +136,10 @@ class Namespace:
         ]
         pods = self.kubectl("get", "pods", "--output=name").split()
         asked += [["logs", pod, "--all-containers", "--prefix", "--tail=60", "--ignore-errors"] for pod in pods]
-        return "\n".join(self._tried(arguments) for arguments in asked)
+        return "\n".join(self.told(*arguments) for arguments in asked)
 
-    def _tried(self, arguments: Sequence[str]) -> str:
+    def told(self, *arguments: str) -> str:
+        """A command with what it prints, be it an error."""
         try:
             said = self.kubectl(*arguments)
         except (CommandError, subprocess.TimeoutExpired) as error:

@@ -7,7 +7,6 @@ shopt -s inherit_errexit
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 TESTBED=${TESTBED:-../shared/testbed/cluster}
-HELM=helm.sh/helm/v3/cmd/helm@v3.19.2
 
 setting() { printf 'export %s=%q\n' "$1" "$2"; }
 
@@ -33,11 +32,8 @@ image() {
     setting "$variable" "$name"
 }
 
-if ! command -v helm >/dev/null; then
-    bin=$(go env GOPATH)/bin
-    [[ -x $bin/helm ]] || go install "$HELM" >&2
-    PATH+=:$bin
-fi
+PATH+=:$(go env GOPATH 2>/dev/null || true)/bin   # where `make tools` puts Helm
+command -v helm >/dev/null || { echo 'no helm: `make tools` installs it' >&2; exit 1; }
 
 if [[ -z ${KUBECONFIG:-} ]]; then
     [[ -x $TESTBED ]] || { echo "no cluster: set KUBECONFIG, or TESTBED to a test bed's script" >&2; exit 1; }

@@ -50,9 +50,15 @@ class Release:
     def uninstall(self) -> None:
         run("helm", "uninstall", RELEASE, "--namespace", RELEASE_NAMESPACE, "--wait", "--ignore-not-found", seconds=200)
 
-    def log(self) -> str:
-        deployment = f"deployment/{RELEASE}-ensemble-operator"
-        return Namespace(RELEASE_NAMESPACE).kubectl("logs", deployment, "--tail=300")
+    @contextmanager
+    def explained(self, namespace: Namespace) -> Iterator[None]:
+        """Print the namespace's state and the operator's log if something goes wrong."""
+        try:
+            yield
+        except BaseException:
+            print(namespace.state())
+            print(Namespace(RELEASE_NAMESPACE).told("logs", f"deployment/{RELEASE}-ensemble-operator", "--tail=300"))
+            raise
 
 
 def reference(image: str) -> dict[str, str]:
@@ -71,12 +77,11 @@ def images() -> Images:
 
 @pytest.fixture
 def release(images: Images) -> Iterator[Release]:
-    """The operator's release, which a test installs with values of its own; pytest shows its log when a test fails."""
+    """The operator's release, which a test installs with values of its own."""
     with namespace_of(RELEASE_NAMESPACE, keep=True):
         installed = Release(images)
         try:
             yield installed
-            print(f"--- the operator's log\n{installed.log()}")
         finally:
             installed.uninstall()
 

@@ -26,7 +26,7 @@ def test_digits_on_a_claim(namespace: Namespace, release: Release) -> None:
     volume = {"name": "library", "persistentVolumeClaim": {"claimName": "libraries"}}
     mount = {"name": "library", "mountPath": "/library"}
     client = Client(namespace, release.images, "/library/digits", volumes=[volume], mounts=[mount])
-    with namespace.explained():
+    with release.explained(namespace):
         namespace.apply(HERE / "claim.yaml")
         before = settled(namespace)
         namespace.apply(HERE / "digits-claim.yaml")
@@ -39,7 +39,7 @@ def test_digits_on_a_claim(namespace: Namespace, release: Release) -> None:
 def test_digits_on_s3_with_kuberay_and_kueue(namespace: Namespace, release: Release, queue: str) -> None:
     """Installed for the whole cluster; a Ray cluster trains when Kueue lets it; the library is on S3."""
     release.install(scope="cluster")
-    with namespace.explained():
+    with release.explained(namespace):
         environment = serve_s3(namespace, release.images)
         client = Client(namespace, release.images, "s3://libraries/teams/digits", env=environment)
         before = settled(namespace)
