@@ -35,6 +35,7 @@ check: .venv/dev  ## Lint, types, layers, drift of generated files
 
 bench: .venv/dev  ## Side-by-side measurements; their tables go to benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/selection.py
+	$(BIN)/python benchmarks/reconcile.py
 
 nightly: .venv/dev  ## What takes longer: five seeds
 	$(BIN)/python -m pytest -m nightly

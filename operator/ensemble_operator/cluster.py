@@ -21,14 +21,15 @@ from kubernetes.aio.config.config_exception import ConfigException
 
 from ensemble_core.api.common import API_VERSION
 from ensemble_core.errors import UserError
+from ensemble_operator.names import FIELD_MANAGER
 from ensemble_operator.world import Manifest
 
-FIELD_MANAGER = "ensemble-operator"
 TIMEOUT = 30.0  # seconds for a request to be answered
 SILENCE = 150.0  # seconds without a byte after which a watch is taken for dead; bookmarks come each minute or so
 WATCH_SECONDS = 600  # after which the server ends a watch; it goes on from where it was
 PAGE = 500
 METADATA_ONLY = "application/json;as={};g=meta.k8s.io;v=v1"
+NOT_IN_SCHEMA = "failed to create typed patch object"  # of a server-side apply; the server answers it with 500
 
 
 class Api(NamedTuple):
@@ -100,13 +101,19 @@ class UnavailableError(ApiError):
     Args:
         message: For people.
         retry_after: Seconds that the server asks to wait.
+        code: HTTP status code, 0 without an answer.
     """
 
     message: str
     retry_after: float | None = None
+    code: int = 0
 
     def __str__(self) -> str:
         return self.message
+
+    def is_failure(self) -> bool:
+        """Whether this request failed, perhaps it alone: an admission webhook may be down. Others may go well."""
+        return self.code >= 500
 
 
 class ExpiredError(ApiError):
@@ -196,7 +203,8 @@ class KubernetesCluster:
 
     async def create(self, manifest: Manifest) -> Manifest:
         path = _path(manifest["kind"], manifest["metadata"]["namespace"])
-        return await self._request("create", "POST", path, {"fieldManager": FIELD_MANAGER}, manifest)
+        query = {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"}  # else it drops unknown fields silently
+        return await self._request("create", "POST", path, query, manifest)
 
     async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
         options = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
@@ -380,7 +388,9 @@ def _error(code: int, status: Manifest, retry_after: str | None) -> ApiError:
         return MissingError(message)
     if code == 410:
         return ExpiredError(message)
+    if code == 500 and NOT_IN_SCHEMA in message:
+        return RefusedError(code, "Invalid", message)
     # 401: the token is being renewed.
     if code in (401, 408, 429) or code >= 500:
-        return UnavailableError(message, float(retry_after) if retry_after and retry_after.isdigit() else None)
+        return UnavailableError(message, float(retry_after) if retry_after and retry_after.isdigit() else None, code)
     return RefusedError(code, status.get("reason") or str(code), message)

@@ -32,7 +32,7 @@ class Dependents:
         if wanted:
             self._references[key] = wanted
 
-    def of(self, key: Key) -> set[Key]:
-        """The resources that depend on this one."""
-        refs = (Ref(key.kind, key.name), Ref(key.kind, ALL))
+    def of(self, key: Key, wide: bool) -> set[Key]:
+        """The resources that depend on this one; `wide`: those too that depend on all of its kind."""
+        refs = (Ref(key.kind, key.name), *([Ref(key.kind, ALL)] if wide else ()))
         return {one for ref in refs for one in self._dependents.get((key.namespace, ref), ()) if one != key}

@@ -44,6 +44,7 @@ class Engine:
         self._settings, self._kinds, self._ended, self._log = settings, kinds, ended, log
         self._cluster = KubernetesCluster(configuration, observe=metrics.requested)
         self._capabilities: frozenset[str] = frozenset()
+        self._generations: dict[Key, int] = {}
         self._queue = WorkQueue()
         self._reconciler = Reconciler(self._cluster, KINDS, settings, lambda: self._capabilities, metrics, log)
         self._watches = Watches(self._cluster, settings.namespaces, self._see_child, log)
@@ -52,11 +53,19 @@ class Engine:
         self.restart = False
         metrics.depth = self._queue.depth
 
-    def see(self, key: Key, version: str) -> None:
-        """A custom resource has come, changed or gone."""
+    def see(self, key: Key, version: str, generation: int | None) -> None:
+        """A custom resource has come, changed or gone; of one that has gone the generation is none.
+
+        Who depends on all of a kind is not woken by each status, only by specifications.
+        """
+        wide = self._generations.get(key) != generation
+        if generation is None:
+            self._generations.pop(key, None)
+        else:
+            self._generations[key] = generation
         if not self._reconciler.is_echo(key, version):
             self._queue.add(key)
-        for dependent in self._reconciler.dependents.of(key):
+        for dependent in self._reconciler.dependents.of(key, wide):
             self._queue.add(dependent, BURST_SECONDS)
 
     def start(self) -> None:

@@ -46,6 +46,7 @@ from ensemble_operator.reports import Number, Report, Untrusted, Word, read_repo
 from ensemble_operator.rollout import Seen, Step, next_step, seen, trouble
 from ensemble_operator.serving import (
     ALLOCATION_KEY,
+    STORAGES_KEY,
     WISH,
     Allocation,
     Served,
@@ -61,17 +62,17 @@ from ensemble_operator.serving import (
     device_pod,
     endpoint,
     image,
+    read_storages,
     service_name,
 )
 from ensemble_operator.settings import Settings
 from ensemble_operator.storages import Resolved, reference, resolve
 from ensemble_operator.verdicts import Verdicts
-from ensemble_operator.workload import Start, Wish
+from ensemble_operator.workload import LOOK_AGAIN, Start, Wish, maps
 from ensemble_operator.world import Decision, Manifest, Ref, Verdict, World
 
 ALLOCATE: Component = "allocate"
 REMEMBERED = 2  # revisions
-LOOK_AGAIN = 30.0  # seconds, while something may change of which no event tells
 RUNS_AGAIN = (reasons.SELECTING, reasons.PROFILING)
 
 
@@ -102,6 +103,8 @@ def _decide(world: World[EnsembleDeployment]) -> Decision:
         step = Step(frozenset(), look.selected)
     else:
         step = next_step(spec.rollout.strategy, aim.target, look.there, look.selected, aim.devices_needed)
+        if aim.as_before and not step.revisions and rebuilt(world, look, step.selected) is not None:
+            step = Step(frozenset({step.selected or ""}), step.selected)
     state = find_state(world, look, aim)
     return Decision(
         objects=(*aim.objects, *desired(world, look, aim, step)),
@@ -121,6 +124,7 @@ class Record:
 
     Args:
         text: The documents that its pods read.
+        resolved: The same with what their storages need; none in a record that does not tell.
         basis: What its allocation was found for.
         wish: The part of the deployment's own document that it was made for.
         created: As Kubernetes writes it.
@@ -128,6 +132,7 @@ class Record:
 
     revision: str
     text: str
+    resolved: Resolved | None
     allocation: Allocation
     basis: str
     wish: str
@@ -184,7 +189,18 @@ def _record(owner: Owner, manifest: Manifest) -> Record | None:
     except ValueError:
         return None
     created = metadata.get("creationTimestamp") or ""
-    return Record(revision, data.get(SPEC_KEY, ""), allocation, notes.get(BASIS, ""), notes.get(WISH, ""), created)
+    text = data.get(SPEC_KEY, "")
+    resolved = read_storages(text, data.get(STORAGES_KEY, ""))
+    return Record(revision, text, resolved, allocation, notes.get(BASIS, ""), notes.get(WISH, ""), created)
+
+
+def rebuilt(world: World[EnsembleDeployment], look: Look, revision: str | None) -> Served | None:
+    """What a revision is made of, from its record; none if its pods would be others now."""
+    record = look.records.get(revision or "")
+    if record is None or record.resolved is None:
+        return None
+    served = Served(look.owner, world.resource.spec, world.settings, record.resolved, record.allocation)
+    return served if served.revision() == revision else None
 
 
 def _revision(manifest: Manifest) -> str:
@@ -207,6 +223,7 @@ class Aim:
         objects: Of the Job that finds the allocation.
         keep: Of that Job and of earlier ones.
         devices_needed: That Job has waited for devices in vain.
+        as_before: What served before should serve on, also if somebody has deleted it.
     """
 
     served: Served | None = None
@@ -218,6 +235,7 @@ class Aim:
     objects: tuple[Manifest, ...] = ()
     keep: frozenset[Ref] = frozenset()
     devices_needed: bool = False
+    as_before: bool = False
     again_after: float | None = None
 
     @cached_property
@@ -252,7 +270,7 @@ def find_aim(world: World[EnsembleDeployment], look: Look) -> Aim:
         return find_allocation(world, look, ensemble)
     # While it is not known what to optimise, what was optimised before is not given up.
     own = [ref for ref, one in world.children.items() if one["metadata"]["labels"].get(COMPONENT) == ALLOCATE]
-    return replace(ensemble, keep=frozenset(own))
+    return replace(ensemble, keep=frozenset(own), as_before=True)
 
 
 def find_ensemble(world: World[EnsembleDeployment]) -> Ensemble | Aim:
@@ -327,17 +345,17 @@ def find_allocation(world: World[EnsembleDeployment], look: Look, ensemble: Ense
     if found is not None:
         text, allocation = found
         served = Served(owner, spec, world.settings, replace(resolved, text=text), allocation)
-        maps = {Ref("ConfigMap", spec_name(start.child)), Ref("ConfigMap", report_name(start.child))}
-        return Aim(served, basis, keep=workload.kept(start, known) | maps)
+        return Aim(served, basis, keep=workload.kept(start, known) | maps(start))
     if start.outcome.state == "Absent" and not start.created and ensemble.again:
         message = f"waits for EnsembleSelection {ensemble.selection.metadata.name}, which is at work on a new result"
         return Aim(reason=reasons.SELECTION_NOT_READY, message=message, keep=workload.kept(start, known))
     runs = (start.outcome.active or start.outcome.state == "Absent") and not spec.suspend
+    job = build_optimise_job(owner, start, resolved, spec, world.settings, ensemble.digest)
     return replace(
         _progress_of(world, start),
         objects=(
             *workload.objects(owner, start, resolved, spec.service_account_name),
-            *((build_optimise_job(owner, start, resolved, spec, world.settings, ensemble.digest),) if runs else ()),
+            *(workload.runnable(world, start, job) if runs else ()),
         ),
         keep=workload.kept(start, known),
     )
@@ -500,6 +518,10 @@ def desired(world: World[EnsembleDeployment], look: Look, aim: Aim, step: Step) 
         yield build_network_policy(owner)
     if aim.served is not None and target is not None and runs:
         yield build_deployment(aim.served, replicas_of(world.resource.spec, look, target))
+    for revision in sorted(step.revisions - {target}):
+        if (served := rebuilt(world, look, revision)) is not None:
+            yield from build_identity(served)
+            yield build_deployment(served, replicas_of(world.resource.spec, look, revision))
     if selected is None:
         return
     yield build_service(owner, serving, selected)

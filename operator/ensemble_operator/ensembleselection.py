@@ -38,11 +38,10 @@ from ensemble_operator.reports import Finite, Number, Report, Untrusted, Word, c
 from ensemble_operator.settings import Settings
 from ensemble_operator.storages import Resolved, reference, resolve
 from ensemble_operator.verdicts import Verdicts
-from ensemble_operator.workload import Start, Wish
+from ensemble_operator.workload import LOOK_AGAIN, Start, Wish, maps
 from ensemble_operator.world import Decision, Manifest, Ref, World
 
 SELECT: Component = "select"
-LOOK_AGAIN = 30.0  # seconds, while something may change of which no event tells
 MEMORY_MIB = 2048  # of both containers: predictions are mapped, models are loaded one at a time
 MEMORY_LIMIT_MIB = 8192
 
@@ -154,10 +153,10 @@ def _decide(world: World[EnsembleSelection]) -> Decision:
         return _idle(world, known, _of_spec(last, wanted), unready, sources.settles_in or LOOK_AGAIN)
     last = last_result([start, *known])
     runs = start.outcome.active or start.outcome.state == "Absent"
-    job = (select_job(owner, start, resolved, spec, world.settings),) if runs else ()
+    job = workload.runnable(world, start, select_job(owner, start, resolved, spec, world.settings)) if runs else ()
     return Decision(
         objects=(*workload.objects(owner, start, resolved, spec.service_account_name), *job),
-        keep=workload.kept(start, known) | _maps(last),
+        keep=workload.kept(start, known) | maps(last),
         conditions=conclude(world, start, _of_spec(last, wanted), sources),
         status=fields(world, last),
         again_after=_again(world, start, sources),
@@ -201,13 +200,6 @@ def _of_spec(last: Start | None, wanted: Wish) -> Start | None:
     return last if last is not None and last.spec_hash == wanted.spec_hash else None
 
 
-def _maps(start: Start | None) -> frozenset[Ref]:
-    """The ConfigMaps of a start: the status is read from them."""
-    if start is None:
-        return frozenset()
-    return frozenset(Ref("ConfigMap", name) for name in (spec_name(start.child), report_name(start.child)))
-
-
 def _idle(
     world: World[EnsembleSelection],
     known: Sequence[Start],
@@ -224,7 +216,7 @@ def _idle(
         (),
         _beside(last, conditions),
         fields(world, last_result(known)),
-        keep=_maps(last_result(known)) | _maps(known[0] if known else None),
+        keep=maps(last_result(known)) | maps(known[0] if known else None),
         again_after=again_after,
     )
 
@@ -342,15 +334,19 @@ def fields(world: World[EnsembleSelection], start: Start | None) -> Mapping[str,
     summary = result_of(start.report) if start is not None else None
     if start is None or start.report is None or summary is None:
         return {}
+    digest = start.report.result.digest
+    return workload.told(lambda: _content(summary, digest, _completed(world, digest)))
+
+
+def _content(summary: SelectSummary, digest: str | None, completed: str) -> EnsembleSelectionStatus:
     budgets = tuple(map(_budget, summary.budgets))
     entropies = [b.validation.cross_entropy for b in budgets if b.validation and b.validation.cross_entropy is not None]
-    digest = start.report.result.digest
-    content = EnsembleSelectionStatus(
+    return EnsembleSelectionStatus(
         summary=summary.line(),
-        cross_entropy=min(entropies, default=None),
+        cross_entropy=workload.brief(min(entropies)) if entropies else None,
         digest=digest,
         library_digests=tuple(source.digest for source in summary.sources),
-        completion_time=_completed(world, digest),
+        completion_time=completed,
         budgets=budgets,
         front=tuple(
             FrontPoint(members=len(point.members), cross_entropy=point.cross_entropy, cost=cost)
@@ -358,7 +354,6 @@ def fields(world: World[EnsembleSelection], start: Start | None) -> Mapping[str,
             if (cost := typed(SelectedCost, point.cost)) is not None
         ),
     )
-    return workload.filled(content)
 
 
 def _completed(world: World[EnsembleSelection], digest: str | None) -> str:

@@ -52,8 +52,10 @@ def registry(engine: Engine, configuration: Configuration, kinds: Iterable[str])
         await engine.stop()
 
     @kopf.on.probe(registry=handlers, id="engine")
-    async def probe(**_: Any) -> bool:
-        return engine.healthy()
+    async def probe(**_: Any) -> str:
+        if not engine.healthy():
+            raise kopf.PermanentError("the engine has ended")  # any result is answered with 200
+        return "healthy"
 
     for kind in sorted(kinds):
         _watch(handlers, engine, kind)
@@ -64,8 +66,9 @@ def _watch(handlers: kopf.OperatorRegistry, engine: Engine, kind: str) -> None:
     version, plural = CUSTOM[kind]
 
     @kopf.on.event(version, plural, registry=handlers, id=f"see-{plural}")
-    async def see(namespace: str | None, name: str, meta: kopf.Meta, **_: Any) -> None:
-        engine.see(Key(kind, str(namespace), name), str(meta["resourceVersion"]))
+    async def see(type: str | None, namespace: str | None, name: str, meta: kopf.Meta, **_: Any) -> None:
+        generation = None if type == "DELETED" else int(meta["generation"])
+        engine.see(Key(kind, str(namespace), name), str(meta["resourceVersion"]), generation)
 
 
 async def connection(configuration: Configuration) -> kopf.ConnectionInfo:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from ensemble_core.api.common import Storage
+from ensemble_core.api.ensembledeployment import EnsembleDeployment
 from ensemble_core.api.ensembleselection import EnsembleSelection
 from ensemble_core.api.hposearch import (
     HPOSearch,
@@ -31,7 +32,6 @@ from ensemble_operator.names import (
     OWNER_UID,
     Component,
     Owner,
-    child_name,
     metadata,
     owner_of,
 )
@@ -47,18 +47,18 @@ from ensemble_operator.pods import (
     token_volume,
     workload_container,
 )
-from ensemble_operator.reports import Finite, Number, Report, Untrusted, Word, typed
+from ensemble_operator.reports import MOST, Finite, Number, Report, Untrusted, Word, typed
 from ensemble_operator.settings import Settings
-from ensemble_operator.storages import Resolved, resolve
+from ensemble_operator.storages import Resolved, reference, resolve
 from ensemble_operator.verdicts import Verdicts
-from ensemble_operator.workload import Start, Wish
-from ensemble_operator.world import Decision, Manifest, Ref, World
+from ensemble_operator.workload import LOOK_AGAIN, Start, Wish, maps, remains
+from ensemble_operator.world import Decision, Manifest, Ref, Verdict, World
 
 TRAIN: Component = "train"
 DELETE: Component = "delete"
 DELETE_VERB = "delete"
 DELETE_SECONDS = 3600
-LOOK_AGAIN = 30.0  # seconds, while something may change of which no event tells
+LOSSES = 3  # at the same place, after which a person should look
 LEAST_SHARE = 0.0001  # of a GPU, for Ray
 DASHBOARD_PORT = 8265
 KUBERAY = ("kuberay-operator", "kuberay")  # names of its pods: installed by Helm, by kustomize
@@ -88,13 +88,14 @@ class HPOSearchKind:
         """Who may still need the library, once it is to be deleted."""
         if not (_is_deleting(body) and _deletes(resource)):
             return ()
-        return Ref("EnsembleSelection", "*"), Ref("HPOSearch", "*")
+        return Ref("EnsembleSelection", "*"), Ref("EnsembleDeployment", "*"), Ref("HPOSearch", "*")
 
     def decide(self, world: World[HPOSearch]) -> Decision:
         try:
             return _delete(world) if _is_deleting(world.body) else _train(world)
         except UserError as refused:
-            return workload.refused(world, str(refused), _deletes(world.resource))
+            way_out = "; spec.library.deletionPolicy: Retain lets the search go" if _is_deleting(world.body) else ""
+            return workload.refused(world, f"{refused}{way_out}", _deletes(world.resource))
 
 
 KIND = HPOSearchKind()
@@ -111,15 +112,18 @@ def _train(world: World[HPOSearch]) -> Decision:
     engine = engine_of(spec, world.capabilities, start.engine)
     runs = start.outcome.active or start.outcome.state == "Absent"
     needs = workload.objects(owner, start, wanted.resolved, spec.service_account_name)
-    fence = (network_policy(owner),) if engine == "RayJob" else ()
+    fence = (network_policy(owner, engine),) if engine else ()
     build = train_rayjob if engine == "RayJob" else train_job
-    job = (build(owner, start, wanted.resolved, spec, world.settings),) if engine and runs and not spec.suspend else ()
+    job = build(owner, start, wanted.resolved, spec, world.settings)
+    jobs = workload.runnable(world, start, job) if engine and runs and not spec.suspend else ()
+    told, lost = teller([start, *known]), [] if spec.suspend else losses(start, known)
+    conditions = conclude(world, start, engine)
     return Decision(
-        objects=(*needs, *fence, *job),
+        objects=(*needs, *fence, *jobs),
         # A failed Job goes when the search is suspended: resumed, it is tried again.
-        keep=workload.kept(start, known, failed=not spec.suspend),
-        conditions=conclude(world, start, engine),
-        status=fields(world, start, known),
+        keep=workload.kept(start, known, failed=not spec.suspend).union(maps(told), *map(remains, lost)),
+        conditions=_stalled(conditions, lost) if stalls(start, lost) else conditions,
+        status={} if told is None else workload.told(lambda: content(world, start, told)),
         finalizer=_deletes(world.resource),
         again_after=_again(world, start),
     )
@@ -179,6 +183,33 @@ def told_of(report: Report | None, spec: HPOSearchSpec) -> str:
     elif summary.best is not None and summary.best.value is not None:
         parts.append(f"best {spec.objectives[0].metric} {summary.best.value:.4g} ({summary.best.model_id})")
     return "; ".join(parts)
+
+
+def losses(start: Start, known: Sequence[Start]) -> list[Start]:
+    """The last attempts that were lost, the newest first; what somebody deleted was not."""
+    attempts = sorted((one for one in known if one.basis == start.basis), key=lambda one: -one.attempt)
+    return [one for one in attempts if one.outcome.state == "Lost" and one.outcome.ended is not None][:LOSSES]
+
+
+def stalls(start: Start, lost: Sequence[Start]) -> bool:
+    """Whether attempt after attempt was lost, and no trial has ended since the first of these."""
+    if len(lost) < LOSSES or not (start.outcome.active or start.outcome.state in ("Absent", "Lost")):
+        return False
+    *later, first = (_ended_trials(one.report) for one in lost)
+    return max(*later, _ended_trials(start.report)) <= first
+
+
+def _stalled(conditions: Verdicts, lost: Sequence[Start]) -> Verdicts:
+    ready, progressing, degraded = conditions
+    if degraded.status != "True":
+        told = f"the last {len(lost)} attempts were lost at the same place: {lost[0].outcome.message}"
+        degraded = Verdict("Degraded", "True", reasons.LOST, f"{told}; the search is tried again, ever more slowly")
+    return ready, progressing, degraded
+
+
+def _ended_trials(report: Report | None) -> int:
+    summary = summary_of(report)
+    return 0 if summary is None else summary.trials.ended
 
 
 def _again(world: World[HPOSearch], start: Start) -> float | None:
@@ -249,20 +280,22 @@ def summary_of(report: Report | None) -> TrainSummary | None:
     return typed(TrainSummary, given) if given else None
 
 
-def fields(world: World[HPOSearch], start: Start, known: Sequence[Start]) -> Mapping[str, Any]:
+def teller(starts: Iterable[Start]) -> Start | None:
+    """The first start that has told something of the library."""
+    return next((start for start in starts if summary_of(start.report) is not None), None)
+
+
+def content(world: World[HPOSearch], start: Start, told: Start) -> HPOSearchStatus:
     """The status from the newest summary: of this start, or until it has one of those before."""
-    reports = [start.report, *(other.report for other in known if other.child != start.child)]
-    summary = next((found for report in reports if (found := summary_of(report)) is not None), None)
-    if summary is None:
-        return {}
+    summary = summary_of(told.report) or TrainSummary()
     trials, runs = summary.trials, start.outcome.state == "Running"
-    content = HPOSearchStatus(
+    return HPOSearchStatus(
         start_time=_time(summary.start_time),
         completion_time=_time(summary.completion_time) if start.outcome.state == "Succeeded" else None,
         attempt=summary.attempt,
         progress=f"{trials.ended}/{world.resource.spec.max_trial_count}",
         trials=trials.total,
-        trials_pending=trials.pending + (0 if runs else trials.running),
+        trials_pending=trials.pending if runs else min(trials.pending + trials.running, MOST),
         trials_running=trials.running if runs else 0,
         trials_succeeded=trials.succeeded,
         trials_early_stopped=trials.early_stopped,
@@ -280,14 +313,13 @@ def fields(world: World[HPOSearch], start: Start, known: Sequence[Start]) -> Map
         ),
         occupancy_percent=None if summary.occupancy is None else round(100 * min(summary.occupancy, 1.0), 1),
     )
-    return workload.filled(content)
 
 
 def _optimal(best: Best) -> OptimalTrial:
     return OptimalTrial(
         best_trial_name=best.trial or best.model_id,
         model_id=best.model_id,
-        value=best.value,
+        value=None if best.value is None else workload.brief(best.value),
         parameter_assignments=tuple(ParameterAssignment(name=p.name, value=p.value) for p in best.parameters),
         observation=workload.quality(best.metrics),
     )
@@ -302,7 +334,8 @@ def _changed(world: World[HPOSearch], digest: str | None) -> str:
 
 
 def _time(text: str | None) -> str | None:
-    return None if text is None or read_time(text) is None else text
+    moment = read_time(text)
+    return None if moment is None else status.timestamp(moment)
 
 
 # --- builders -------------------------------------------------------------------------------------------------------
@@ -400,14 +433,17 @@ def train_rayjob(owner: Owner, start: Start, resolved: Resolved, spec: HPOSearch
     )
 
 
-def network_policy(owner: Owner) -> Manifest:
-    """Whoever reaches Ray's ports runs code: only pods of the same search do, and KubeRay its dashboard."""
+def network_policy(owner: Owner, engine: Engine) -> Manifest:
+    """Whoever reaches Ray's ports runs code: only pods of the same search do, and KubeRay its dashboard.
+
+    Ray within a Job is reached by nobody. The name is one that no custom resource, and so nobody's child, can have.
+    """
     kuberay = {"key": APPLICATION, "operator": "In", "values": list(KUBERAY)}
     mine = {OWNER_UID: owner.uid, COMPONENT: TRAIN}
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
-        "metadata": metadata(owner, TRAIN, child_name(owner.name, TRAIN)),
+        "metadata": metadata(owner, TRAIN, f"{owner.name}.{TRAIN}"),
         "spec": {
             "podSelector": {"matchLabels": mine},
             "policyTypes": ["Ingress"],
@@ -417,7 +453,9 @@ def network_policy(owner: Owner) -> Manifest:
                     "from": [{"namespaceSelector": {}, "podSelector": {"matchExpressions": [kuberay]}}],
                     "ports": [{"protocol": "TCP", "port": DASHBOARD_PORT}],
                 },
-            ],
+            ]
+            if engine == "RayJob"
+            else [],
         },
     }
 
@@ -452,7 +490,7 @@ def _delete(world: World[HPOSearch]) -> Decision:
     return Decision(
         objects=(
             *workload.objects(owner, start, wanted.resolved, spec.service_account_name),
-            *((job,) if runs else ()),
+            *(workload.runnable(world, start, job) if runs else ()),
         ),
         keep=workload.kept(start, known),
         conditions=_conclude_deletion(world, start),
@@ -492,9 +530,10 @@ def _held(world: World[HPOSearch], conditions: Verdicts) -> Decision:
 
 
 def users_of(world: World[HPOSearch]) -> list[str]:
-    """The selections of the namespace that need models of this search; one that cannot be read may.
+    """The selections of the namespace that need models of this search, and the deployments that serve what they found.
 
-    Searches that share the library need none: of a shared library only this search's own models go.
+    What cannot be read may, and so may a deployment whose selection is not there any more. Searches that share the
+    library need none: of a shared library only this search's own models go.
     """
     storage = world.resource.spec.library.storage
     alive = {ref: manifest for ref, manifest in sorted(world.others.items()) if not _is_deleting(manifest)}
@@ -503,7 +542,16 @@ def users_of(world: World[HPOSearch]) -> list[str]:
         search = workload.parsed(HPOSearch, manifest) if ref.kind == "HPOSearch" else None
         sharing |= {ref.name} if search is not None and search.spec.library.storage == storage else set()
     selections = {ref: manifest for ref, manifest in alive.items() if ref.kind == "EnsembleSelection"}
-    return [f"{ref.kind} {ref.name}" for ref, manifest in selections.items() if _uses(manifest, storage, sharing)]
+    using = [ref for ref, manifest in selections.items() if _uses(manifest, storage, sharing)]
+    harmless = {ref.name for ref in selections.keys() - using}
+    deployments = {ref: manifest for ref, manifest in alive.items() if ref.kind == "EnsembleDeployment"}
+    serving = [ref for ref, manifest in deployments.items() if _selection_of(manifest) not in harmless]
+    return [f"{ref.kind} {ref.name}" for ref in (*using, *serving)]
+
+
+def _selection_of(manifest: Manifest) -> str | None:
+    deployment = workload.parsed(EnsembleDeployment, manifest)
+    return None if deployment is None else deployment.spec.selection_ref.name
 
 
 def _uses(manifest: Manifest, storage: Storage, sharing: Set[str]) -> bool:
@@ -527,8 +575,8 @@ def _has_ended(manifest: Manifest) -> bool:
 
 
 def delete_wish(search: HPOSearch) -> Wish:
-    """The library's deletion; of a search nothing else counts."""
-    return workload.wish(DELETE, DELETE_VERB, resolve([search]), search.spec)
+    """The library's deletion; of a search nothing else counts, for it may be what was refused."""
+    return workload.wish(DELETE, DELETE_VERB, resolve([reference(search)]), search.spec)
 
 
 def delete_job(owner: Owner, start: Start, resolved: Resolved, spec: HPOSearchSpec, settings: Settings) -> Manifest:

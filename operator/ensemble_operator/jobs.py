@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from ensemble_operator import reasons
@@ -142,12 +142,15 @@ def outcome(child: Manifest | None, report: Report | None, pods: Sequence[Manife
         pods: Its pods.
         now: UTC.
 
-    A report of success is final. Without its object a workload is lost if it had begun, and absent if it had not.
+    A report of success is final. Without its object a workload is lost if it had begun, and absent if it had not; while
+    its pods run all the same, as when somebody took the object's labels away, it was lost only now.
     """
     if report is not None and report.state == "Succeeded":
         return Outcome("Succeeded")
     if child is None:
-        return Outcome("Absent") if report is None else Outcome("Lost", reasons.LOST, "it was deleted")
+        runs = any(_phase(pod) == "Running" for pod in pods)
+        lost = Outcome("Lost", reasons.LOST, "it was deleted", ended=now if runs else None)
+        return Outcome("Absent") if report is None else lost
     return (_rayjob if child["kind"] == "RayJob" else _job)(child, report, pods, now)
 
 
@@ -158,7 +161,7 @@ def _job(child: Manifest, report: Report | None, pods: Sequence[Manifest], now: 
     failed = conditions.get("Failed") or conditions.get("FailureTarget")
     if failed:
         if report is not None and report.state == "Running" and report.progress.note.startswith(INTERRUPTED):
-            return _lost(failed.get("message", ""), failed.get("lastTransitionTime"))
+            return _lost(child, failed.get("message", ""), failed.get("lastTransitionTime"))
         return Outcome("Failed", message=_last_words(report, pods, str(failed.get("message", ""))))
     if child["spec"].get("suspend"):
         return _queued(child)
@@ -176,7 +179,8 @@ def _rayjob(child: Manifest, report: Report | None, pods: Sequence[Manifest], no
     if job == "SUCCEEDED" and deployment == "Complete":
         return Outcome("Succeeded")
     if deployment in ("Complete", "Failed"):
-        return _lost(f"{status.get('reason') or job}: {said}" if said else status.get("reason") or job, _ended(status))
+        why = status.get("reason") or job
+        return _lost(child, f"{why}: {said}" if said else why, _ended(status))
     if child["spec"].get("suspend") or deployment in ("Suspending", "Suspended"):
         return _queued(child)
     if deployment == "Running":
@@ -213,8 +217,9 @@ def _queued(child: Manifest) -> Outcome:
     return Outcome("Waiting", reasons.QUEUED, f"{child['kind']} {_name(child)} is suspended by somebody else")
 
 
-def _lost(message: str, when: object) -> Outcome:
-    return Outcome("Lost", reasons.LOST, clean(message) or "it ended without a word", ended=read_time(when))
+def _lost(child: Manifest, message: str, when: object) -> Outcome:
+    ended = read_time(when) or read_time(child["metadata"].get("creationTimestamp"))
+    return Outcome("Lost", reasons.LOST, clean(message) or "it ended without a word", ended=ended)
 
 
 def _ended(status: Mapping[str, Any]) -> object:
@@ -282,18 +287,26 @@ def _error(report: Report) -> str:
 # --- readings of Kubernetes' objects --------------------------------------------------------------------------------
 
 
+def has_begun(child: Manifest, pods: Iterable[Manifest]) -> bool:
+    """Whether one of a workload's containers has ever started, as far as its object and its pods tell."""
+    status = child.get("status") or {}
+    counted = any(status.get(count) for count in ("ready", "succeeded", "failed"))
+    states = [one for pod in pods for one in _container_statuses(pod)]
+    return counted or any(one.get("lastState") or (one.get("state") or {}).keys() - {"waiting"} for one in states)
+
+
 def pods_of(pods: Iterable[Manifest], label: str, value: str) -> list[Manifest]:
     """Those pods that carry a label of that value."""
     return [pod for pod in pods if (pod["metadata"].get("labels") or {}).get(label) == value]
 
 
 def read_time(text: object) -> datetime | None:
-    """A time as Kubernetes writes it; none if it is none."""
+    """A time as Kubernetes writes it, in UTC; none if it is none, or of another age."""
     try:
         time = datetime.fromisoformat(text) if isinstance(text, str) else None
-    except ValueError:
+        return time.astimezone(UTC) if time is not None and time.tzinfo is not None and time.year >= 1970 else None
+    except (ValueError, OverflowError):
         return None
-    return time if time is not None and time.tzinfo is not None else None
 
 
 def _conditions(manifest: Manifest, status: str = "True") -> dict[str, Mapping[str, Any]]:

@@ -19,9 +19,10 @@ from pydantic import ValidationError
 from ensemble_core.errors import UserError
 from ensemble_operator import reasons
 from ensemble_operator.children import CHILDREN
-from ensemble_operator.cluster import OPTIONAL, Cluster, MissingError, RefusedError, UnavailableError
+from ensemble_operator.cluster import OPTIONAL, ApiError, Cluster, MissingError, RefusedError, UnavailableError
 from ensemble_operator.dependents import ALL, Dependents
 from ensemble_operator.differences import (
+    CREATE_ONLY,
     controller_uid,
     differs,
     is_create_only,
@@ -42,11 +43,23 @@ from ensemble_operator.status import before, degraded, status, stopped
 from ensemble_operator.world import Decision, Kind, Manifest, Ref, Verdict, World
 
 GONE_SOON = 5.0  # seconds until it is looked whether an object that is being deleted has gone
+LONG_GOING = 60.0  # seconds after which a person is told what holds it
+STARTS_PODS = (*CREATE_ONLY, "Deployment")
 TOLD_PROBLEMS = 5
+
+Problem = tuple[str, str]  # reason and message
 
 
 class NameTakenError(Exception):
     """An object of a name that is wanted belongs to somebody else."""
+
+
+class GoingError(Exception):
+    """An object of a name that is wanted is still being deleted."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        super().__init__()
+        self.manifest = manifest
 
 
 class Outcome(NamedTuple):
@@ -76,13 +89,13 @@ class Applied:
 
     Args:
         written: How many were written.
-        waits: Whether some were not, because one of that name is still being deleted.
-        problem: Reason and message if the server refused one.
+        going: The first of those in the way: of a desired name, and still being deleted.
+        problem: The first, if the server refused some.
     """
 
     written: int = 0
-    waits: bool = False
-    problem: tuple[str, str] | None = None
+    going: Manifest | None = None
+    problem: Problem | None = None
 
 
 class Reconciler:
@@ -109,6 +122,7 @@ class Reconciler:
         self.dependents = Dependents()
         self._written: dict[Key, str] = {}
         self._known: set[Key] = set()
+        self._failing: set[Key] = set()
         self._patience: dict[Key, Patience] = {}
 
     async def handle(self, key: Key) -> float | None:
@@ -121,10 +135,13 @@ class Reconciler:
         retry_after = None
         try:
             outcome = await self._look(key)
+            self._failing.discard(key)
         except MissingError:
             outcome = Outcome("changed", GONE_SOON)  # deleted meanwhile
         except UnavailableError as unavailable:
-            self._log.of(key).write("debug", f"the API server is not available: {unavailable}")
+            level = "debug" if key in self._failing else "warning"  # once, until it answers again
+            self._log.of(key).write(level, f"the API server is not available: {unavailable}")
+            self._failing.add(key)
             outcome, retry_after = Outcome("unavailable", retry=True), unavailable.retry_after
         except RefusedError as refused:
             level = "debug" if refused.is_race() else "error"
@@ -166,30 +183,34 @@ class Reconciler:
         try:
             references = kind.references(resource, body)
             self.dependents.replace(key, references)
-            world, owned = await self._read(resource, body, references)
+            world = await self._read(resource, body, references)
             decision = kind.decide(world)
             _check(decision, body)
-        except (RefusedError, UnavailableError, MissingError):
+        except RefusedError as refused:
+            if refused.is_race():
+                raise
+            self._log.of(key).write("error", f"cannot read: {refused}")
+            await self._conclude(body, stopped(body, reasons.APPLY_FAILED, str(refused)), _fields(body))
+            return Outcome("refused", retry=True)
+        except (UnavailableError, MissingError):
             raise
         except Exception as error:
             self._log.of(key).write("error", "cannot decide", error)
             message = f"{type(error).__name__}: {error}; the operator's log has more"
             await self._conclude(body, stopped(body, reasons.INTERNAL_ERROR, message), _fields(body))
             return Outcome("error", retry=True)
-        return await self._carry_out(body, world, owned, decision)
+        return await self._carry_out(body, world, decision)
 
     def _forget(self, key: Key) -> Outcome:
         self.dependents.replace(key, ())
         self._metrics.forget(key)
         self._known.discard(key)
+        self._failing.discard(key)
         self._written.pop(key, None)
         self._patience.pop(key, None)
         return Outcome("gone")
 
-    async def _read(
-        self, resource: Any, body: Manifest, references: tuple[Ref, ...]
-    ) -> tuple[World[Any], list[Manifest]]:
-        """The world, and the objects that the resource owns."""
+    async def _read(self, resource: Any, body: Manifest, references: tuple[Ref, ...]) -> World[Any]:
         metadata, capabilities = body["metadata"], self._capabilities()
         labels = {OWNER_UID: metadata["uid"]}
         kinds = [kind for kind in CHILDREN[body["kind"]] if kind not in OPTIONAL or kind in capabilities]
@@ -198,94 +219,100 @@ class Reconciler:
             self._others(metadata["namespace"], references),
         )
         found = [one for objects in lists for one in objects if _belongs(one, metadata["uid"])]
-        alive = {ref(one): one for one in found if not _is_deleting(one)}
-        world = World(
+        return World(
             resource=resource,
             body=body,
-            children=alive,
+            children={ref(one): one for one in found if not _is_deleting(one)},
             deleting=frozenset(ref(one) for one in found if _is_deleting(one)),
             others=others,
             capabilities=capabilities,
             now=self._clock(),
             settings=self._settings,
         )
-        return world, [one for one in alive.values() if one["kind"] != "Pod"]
 
     async def _others(self, namespace: str, references: tuple[Ref, ...]) -> dict[Ref, Manifest]:
         lists = await asyncio.gather(*(self._referred(namespace, one) for one in references))
         return {ref(one): one for objects in lists for one in objects}
 
     async def _referred(self, namespace: str, reference: Ref) -> list[Manifest]:
-        if reference.name == ALL:
-            return await self._cluster.select(reference.kind, namespace, {})
         try:
+            if reference.name == ALL:
+                return await self._cluster.select(reference.kind, namespace, {})
             return [await self._cluster.get(reference.kind, namespace, reference.name)]
         except MissingError:
             return []
 
-    async def _carry_out(self, body: Manifest, world: World[Any], owned: list[Manifest], decision: Decision) -> Outcome:
+    async def _carry_out(self, body: Manifest, world: World[Any], decision: Decision) -> Outcome:
         key = _key(body)
         if decision.finalizer and LIBRARY_FINALIZER not in _finalizers(body) and not _is_deleting(body):
             body = await self._cluster.patch_finalizers(body, [*_finalizers(body), LIBRARY_FINALIZER])
         applied = await self._apply(decision, world)
-        deleted = superfluous(decision, owned)
-        for one in deleted:
-            await self._delete(key, one)
+        deleted = superfluous(decision, (one for one in world.children.values() if one["kind"] != "Pod"))
+        refusals = [await self._delete(key, one) for one in deleted]
+        refused = next((one for one in (applied.problem, *refusals) if one), None)
         verdicts: tuple[Verdict, ...] = decision.conditions
-        if applied.problem:
-            verdicts = degraded(verdicts, *applied.problem)
+        if problem := refused or _held(applied.going, world.now):
+            verdicts = degraded(verdicts, *problem)
         written, body = await self._conclude(body, verdicts, decision.status)
         if not decision.finalizer and LIBRARY_FINALIZER in _finalizers(body):
             remaining = [one for one in _finalizers(body) if one != LIBRARY_FINALIZER]
             await self._cluster.patch_finalizers(body, remaining)
-        if applied.problem:
+        if refused:
             return Outcome("refused", retry=True)
         changed = bool(applied.written or deleted or written)
         return Outcome("changed" if changed else "unchanged", self._next(key, decision, applied, changed))
 
     def _next(self, key: Key, decision: Decision, applied: Applied, changed: bool) -> float:
         """Seconds until the next look: as wished, but as long again as the same was wished already in vain."""
-        slow = self._settings.resync_seconds
-        if applied.waits:
-            return GONE_SOON
-        if decision.again_after is None:
+        slow, wish = self._settings.resync_seconds, GONE_SOON if applied.going else decision.again_after
+        if wish is None:
             return slow
         known, now = self._patience.get(key), self._clock()
-        if known is None or changed or known.wish != decision.again_after:
-            known = self._patience[key] = Patience(decision.again_after, now)
+        if known is None or changed or known.wish != wish:
+            known = self._patience[key] = Patience(wish, now)
         return min(max(known.wish, (now - known.since).total_seconds()), slow)
 
     async def _apply(self, decision: Decision, world: World[Any]) -> Applied:
-        """Write the objects in order; the first that cannot be written ends it, for others may need it."""
+        """Write the objects in order; what starts pods only if everything before it is there."""
         written, key = 0, _key(world.body)
+        going: Manifest | None = None
+        problem: Problem | None = None
+        complete = True
         for desired in map(stamped, decision.objects):
+            if desired["kind"] in STARTS_PODS and not complete:
+                continue
             try:
                 done = await self._put(desired, world)
+            except GoingError as error:
+                going = going or error.manifest
             except NameTakenError as taken:
-                return Applied(written, problem=(reasons.NAME_TAKEN, str(taken)))
-            except (RefusedError, MissingError) as error:
-                if isinstance(error, RefusedError) and error.is_race():
-                    raise
-                problem = f"{desired['kind']} {desired['metadata']['name']}: {error}"
-                self._log.of(key).write("warning", f"cannot apply {problem}")
-                return Applied(written, problem=(reasons.APPLY_FAILED, problem))
-            if done is None:
-                return Applied(written, waits=True)
-            if done:
-                self._log.of(key).write("info", f"applied {desired['kind']} {desired['metadata']['name']}")
-            written += done
-        return Applied(written)
+                problem = problem or (reasons.NAME_TAKEN, str(taken))
+            except (RefusedError, MissingError, UnavailableError) as error:
+                refusal = self._refusal(key, "apply", desired, error)
+                problem = problem or refusal
+            else:
+                if done:
+                    self._log.of(key).write("info", f"applied {desired['kind']} {desired['metadata']['name']}")
+                written += done
+                continue
+            complete = complete and ref(desired) in world.children
+        return Applied(written, going, problem)
 
-    async def _put(self, desired: Manifest, world: World[Any]) -> bool | None:
-        """Write an object unless it is there as desired; none if it must wait until an old one is gone."""
+    def _refusal(self, key: Key, verb: str, manifest: Manifest, error: ApiError) -> Problem:
+        """What is told of a write that failed; raises the error if it is not about this object, or passes by itself."""
+        passes = isinstance(error, RefusedError) and error.is_race()
+        if passes or (isinstance(error, UnavailableError) and not error.is_failure()):
+            raise error
+        told = f"{manifest['kind']} {manifest['metadata']['name']}: {error}"
+        self._log.of(key).write("warning", f"cannot {verb} {told}")
+        return reasons.APPLY_FAILED, told
+
+    async def _put(self, desired: Manifest, world: World[Any]) -> bool:
+        """Write an object unless it is there as desired; GoingError if it must wait until an old one is gone."""
         place = ref(desired)
-        if place in world.deleting:
-            return None
         observed = world.children.get(place)
         if observed is None:
-            observed = await self._unlabelled(place, world.body)
-            if observed is not None and _goes(observed, world.body):
-                return None
+            observed = await self._unlisted(place, world.body)
         if observed is not None and not differs(desired, observed):
             return False
         if is_create_only(desired):
@@ -294,23 +321,28 @@ class Reconciler:
             await self._cluster.apply(desired)
         return True
 
-    async def _unlabelled(self, place: Ref, body: Manifest) -> Manifest | None:
-        """An object of that name without our labels; NameTakenError if it is somebody else's, and stays."""
+    async def _unlisted(self, place: Ref, body: Manifest) -> Manifest | None:
+        """An object of ours of that name, without our labels; an error if it is about to go, or somebody else's."""
         try:
             found = await self._cluster.get(place.kind, body["metadata"]["namespace"], place.name)
         except MissingError:
             return None
-        if controller_uid(found) != body["metadata"]["uid"] and not _goes(found, body):
+        if _goes(found, body):
+            raise GoingError(found)
+        if controller_uid(found) != body["metadata"]["uid"]:
             raise NameTakenError(f"{place.kind} {place.name} belongs to somebody else; delete or rename it")
         return found
 
-    async def _delete(self, key: Key, manifest: Manifest) -> None:
+    async def _delete(self, key: Key, manifest: Manifest) -> Problem | None:
         metadata = manifest["metadata"]
         try:
             await self._cluster.delete(manifest["kind"], metadata["namespace"], metadata["name"], metadata["uid"])
         except MissingError:
-            return
+            return None
+        except (RefusedError, UnavailableError) as error:
+            return self._refusal(key, "delete", manifest, error)
         self._log.of(key).write("info", f"deleted {manifest['kind']} {metadata['name']}")
+        return None
 
     async def _conclude(
         self, body: Manifest, verdicts: tuple[Verdict, ...], fields: Mapping[str, Any]
@@ -383,6 +415,17 @@ def _goes(manifest: Manifest, body: Manifest) -> bool:
     namesake = (body["kind"], body["metadata"]["name"])
     orphan = any((one["kind"], one["name"]) == namesake and one["uid"] != body["metadata"]["uid"] for one in owners)
     return orphan or _is_deleting(manifest)
+
+
+def _held(manifest: Manifest | None, now: datetime) -> Problem | None:
+    """What is told of an object that is being deleted for long."""
+    since = manifest["metadata"].get("deletionTimestamp") if manifest is not None else None
+    if manifest is None or since is None or (now - datetime.fromisoformat(since)).total_seconds() < LONG_GOING:
+        return None
+    finalizers = ", ".join(_finalizers(manifest))
+    holder = f", held by finalizers {finalizers}" if finalizers else ""
+    told = f"{manifest['kind']} {manifest['metadata']['name']} is being deleted since {since}{holder}"
+    return reasons.APPLY_FAILED, told
 
 
 def _fields(body: Manifest) -> dict[str, Any]:

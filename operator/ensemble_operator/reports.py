@@ -17,6 +17,7 @@ from ensemble_operator.world import Manifest
 REPORT_KEY = "report.json"
 MAX_BYTES = 64 * 1024
 MAX_MESSAGE = 4096
+MOST = 2**31 - 1  # of anything that is counted
 
 
 def clean(text: str, limit: int = MAX_MESSAGE) -> str:
@@ -46,7 +47,7 @@ def _cleaned(limit: int) -> BeforeValidator:
 
 Word = Annotated[str, _cleaned(253)]
 Message = Annotated[str, _cleaned(MAX_MESSAGE)]
-Number = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Number = Annotated[int, Field(ge=0, le=MOST)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 

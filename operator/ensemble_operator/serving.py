@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from ensemble_core.api.common import GROUP, Digest
 from ensemble_core.api.ensembledeployment import Autoscaling, EnsembleDeploymentSpec, Serving
@@ -28,11 +28,12 @@ from ensemble_operator.pods import (
 )
 from ensemble_operator.reports import Finite, Number, Untrusted, Word
 from ensemble_operator.settings import Settings
-from ensemble_operator.storages import Resolved
+from ensemble_operator.storages import Claim, Resolved
 from ensemble_operator.world import Manifest
 
 WISH = f"{GROUP}/wish"
 ALLOCATION_KEY = "allocation.json"  # beside the specification of a revision
+STORAGES_KEY = "storages.json"
 REPOSITORY = "/repository"
 REPOSITORY_MOUNT: Manifest = {"name": "repository", "mountPath": REPOSITORY}
 # Mean milliseconds that a request to a model waits for its members, by pod and with the model's name as label `model`.
@@ -50,6 +51,7 @@ GRACE_SECONDS = 90  # the above, and the longest that a request may take
 LOADING_SECONDS = 3600  # after which a server that has not loaded its models is started again
 
 
+_STORAGES = TypeAdapter(tuple[tuple[Claim, ...], tuple[str, ...]])
 Mebibytes = Annotated[Finite, Field(gt=0, le=1 << 24)]
 
 
@@ -63,7 +65,7 @@ class AllocatedDevice(Untrusted):
 
 
 class Throughput(Untrusted):
-    samples_per_second: Annotated[Finite, Field(ge=0)]
+    samples_per_second: Annotated[Finite, Field(ge=0, le=1e12)]
 
 
 class AllocatedSelection(Untrusted):
@@ -173,7 +175,17 @@ def build_record(served: Served, basis: str, wish: str) -> Manifest:
     record = specification(served.owner, "serve", child_of(served.owner, revision), served.resolved.text, notes)
     record["metadata"]["labels"][REVISION] = revision
     record["data"][ALLOCATION_KEY] = served.allocation.text()
+    record["data"][STORAGES_KEY] = canonical([served.resolved.claims, served.resolved.secrets]).decode()
     return record
+
+
+def read_storages(text: str, storages: str) -> Resolved | None:
+    """What a revision reads, from its record; none from one that does not tell."""
+    try:
+        claims, secrets = _STORAGES.validate_json(storages)
+    except ValueError:
+        return None
+    return Resolved(text, claims, secrets)
 
 
 def build_identity(served: Served) -> tuple[Manifest, ...]:

@@ -10,7 +10,6 @@ from ensemble_operator.differences import without_none
 from ensemble_operator.world import Manifest, Verdict
 
 LONGEST_MESSAGE = 4096
-TYPES = ("Ready", "Progressing", "Degraded")
 
 
 def timestamp(now: datetime) -> str:
@@ -59,11 +58,13 @@ def degraded(verdicts: Iterable[Verdict], reason: str, message: str) -> tuple[Ve
 
 
 def stopped(body: Manifest, reason: str, message: str) -> tuple[Verdict, ...]:
-    """Verdicts where nothing can be concluded: Ready as it was, nothing progresses, Degraded."""
+    """Verdicts where nothing can be concluded: Ready as it was for this specification, nothing progresses, Degraded."""
     ready = next((condition for condition in before(body) if condition["type"] == "Ready"), None)
+    # What was ready for an earlier specification may still be there, but nobody may take it for the present one's.
+    outdated = ready and ready["status"] == "True" and ready["observedGeneration"] != body["metadata"]["generation"]
     return (
         Verdict("Ready", ready["status"], ready["reason"], ready["message"])
-        if ready
+        if ready and not outdated
         else Verdict("Ready", "False", reason, message),
         Verdict("Progressing", "False", reason, message),
         Verdict("Degraded", "True", reason, message),

@@ -6,7 +6,8 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 from ensemble_core.api.ensembledeployment import EnsembleDeployment
 from ensemble_core.api.ensembleselection import EnsembleSelection
@@ -25,6 +26,15 @@ _NOT_READ = ("suspend", "podOverrides", "serviceAccountName", "updatePolicy", "r
 _UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
 
+class Claim(NamedTuple):
+    """A folder on a claim, as pods mount it."""
+
+    path: str
+    name: str
+    folder: str
+    written: bool
+
+
 @dataclass(frozen=True)
 class Resolved:
     """Documents as a command in a pod reads them.
@@ -33,12 +43,29 @@ class Resolved:
         text: `spec.yaml`; a claim is a path in it.
         volumes, mounts: Of the claims.
         env: Credentials, by reference to their Secrets.
+        claims, secrets: What these are made of: enough to make them again without the documents.
     """
 
     text: str
-    volumes: tuple[Manifest, ...] = ()
-    mounts: tuple[Manifest, ...] = ()
-    env: tuple[Manifest, ...] = ()
+    claims: tuple[Claim, ...] = ()
+    secrets: tuple[str, ...] = ()
+
+    @cached_property
+    def volumes(self) -> tuple[Manifest, ...]:
+        named = enumerate(self._names)
+        return tuple({"name": f"claim-{i}", "persistentVolumeClaim": {"claimName": name}} for i, name in named)
+
+    @cached_property
+    def mounts(self) -> tuple[Manifest, ...]:
+        return tuple(_mount(f"claim-{self._names.index(claim.name)}", claim) for claim in self.claims)
+
+    @cached_property
+    def env(self) -> tuple[Manifest, ...]:
+        return tuple(_environment(self.secrets))
+
+    @property
+    def _names(self) -> list[str]:
+        return sorted({claim.name for claim in self.claims})
 
 
 def resolve(documents: Iterable[Document]) -> Resolved:
@@ -63,15 +90,11 @@ def resolve(documents: Iterable[Document]) -> Resolved:
             written |= set() if where.endswith(".dataset.storage") else {path}
         if (secret := storage.get("credentialsSecretRef")) and secret["name"] not in secrets:
             secrets.append(secret["name"])
-    names = sorted({claim for claim, _ in claims.values()})
+    _refuse_alike(secrets)
     return Resolved(
         text="---\n".join(_yaml(content) for content in contents),
-        volumes=tuple({"name": f"claim-{i}", "persistentVolumeClaim": {"claimName": n}} for i, n in enumerate(names)),
-        mounts=tuple(
-            _mount(f"claim-{names.index(claim)}", path, folder, path in written)
-            for path, (claim, folder) in sorted(claims.items())
-        ),
-        env=tuple(_environment(secrets)),
+        claims=tuple(Claim(path, *claim, path in written) for path, claim in sorted(claims.items())),
+        secrets=tuple(secrets),
     )
 
 
@@ -125,21 +148,25 @@ def _mount_path(claim: Manifest) -> str:
     return f"{MOUNT}-{text_hash(json.dumps([claim['claimName'], claim.get('subPath', '')]))[:8]}"
 
 
-def _mount(volume: str, path: str, folder: str, written: bool) -> Manifest:
+def _mount(volume: str, claim: Claim) -> Manifest:
     return {
         "name": volume,
-        "mountPath": path,
-        **({"subPath": folder} if folder else {}),
-        **({} if written else {"readOnly": True}),
+        "mountPath": claim.path,
+        **({"subPath": claim.folder} if claim.folder else {}),
+        **({} if claim.written else {"readOnly": True}),
     }
 
 
-def _environment(secrets: list[str]) -> Iterator[Manifest]:
+def _refuse_alike(secrets: Iterable[str]) -> None:
     prefixes: dict[str, str] = {}
     for secret in secrets:
         other = prefixes.setdefault(environment_prefix(secret), secret)
         if other != secret:
             raise UserError("credentialsSecretRef.name", f"{secret} and {other} differ too little; rename one of them")
+
+
+def _environment(secrets: Iterable[str]) -> Iterator[Manifest]:
+    for secret in secrets:
         for key, optional in _KEYS.items():
             source = {"name": secret, "key": key} | ({"optional": True} if optional else {})
             yield {"name": environment_prefix(secret) + key, "valueFrom": {"secretKeyRef": source}}

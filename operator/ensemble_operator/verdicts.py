@@ -8,12 +8,12 @@ from ensemble_operator.world import Manifest, Verdict
 Verdicts = tuple[Verdict, Verdict, Verdict]
 
 
-def ready(reason: str, message: str, updating: tuple[str, str] | None = None, degraded: str = "") -> Verdicts:
+def ready(reason: str, message: str, updating: tuple[str, str] | None = None) -> Verdicts:
     """The result is there; `updating` is reason and message of what is under way to replace it."""
     return (
         Verdict("Ready", "True", reason, message),
         Verdict("Progressing", "True", *updating) if updating else Verdict("Progressing", "False", reason, message),
-        Verdict("Degraded", "True", updating[0] if updating else reason, degraded) if degraded else _fine(),
+        _fine(),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Iterable
+from typing import NoReturn
 
 from ensemble_operator.cluster import CUSTOM, ApiError, Change, ExpiredError, MissingError, Source
 from ensemble_operator.logs import Log
@@ -40,21 +41,20 @@ class Watch:
         self._source, self._kind, self._namespace, self._tell = source, kind, namespace, tell
         self._log = log
         self._known: dict[tuple[str, str], tuple[Key, str]] = {}
+        self._pause = FIRST_PAUSE
 
     async def run(self) -> None:
         """Until cancelled; a server that fails is asked again, ever more slowly."""
-        pause = FIRST_PAUSE
         while True:
             try:
                 await self._follow(await self._list())
-                pause = FIRST_PAUSE
             except ExpiredError:
-                pause = FIRST_PAUSE
+                self._pause = FIRST_PAUSE
             except ApiError as error:
                 level = "debug" if isinstance(error, MissingError) else "warning"
                 self._log.write(level, f"cannot watch {self._kind}: {error}", namespace=self._namespace)
-                pause = min(pause * 2, LONGEST_PAUSE)
-            await asyncio.sleep(pause * (1 + random.random()) / 2)
+                self._pause = min(self._pause * 2, LONGEST_PAUSE)
+            await asyncio.sleep(self._pause * (1 + random.random()) / 2)
 
     async def _list(self) -> str:
         objects, version = await self._source.snapshot(self._kind, self._namespace, SELECTOR)
@@ -67,13 +67,15 @@ class Watch:
         self._known = found
         return version
 
-    async def _follow(self, version: str) -> None:
+    async def _follow(self, version: str) -> NoReturn:
         """Watch from that version on; a stream that just ends is taken up again."""
         while True:
             async for change in self._source.changes(self._kind, self._namespace, SELECTOR, version):
+                self._pause = FIRST_PAUSE
                 version = _version(change.object)
                 if change.type != "BOOKMARK":
                     self._see(change)
+            self._pause = FIRST_PAUSE
             await asyncio.sleep(BETWEEN_STREAMS)
 
     def _see(self, change: Change) -> None:

@@ -7,7 +7,7 @@ change; it is named after all that it depends on, and numbered when it has to be
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -19,13 +19,15 @@ from ensemble_core.api.ensembledeployment import EnsembleDeployment
 from ensemble_core.api.ensembleselection import EnsembleSelection
 from ensemble_core.api.hposearch import HPOSearch
 from ensemble_operator import reasons, verdicts
+from ensemble_operator.differences import APPLIED, stamped
 from ensemble_operator.identity import identity, report_name, spec_name, specification
-from ensemble_operator.jobs import Outcome, outcome, pods_of
+from ensemble_operator.jobs import Outcome, has_begun, outcome, pods_of, read_time
 from ensemble_operator.names import (
     ATTEMPT,
     BASIS,
     CHILD,
     COMPONENT,
+    LIBRARY_FINALIZER,
     RAYJOB_LIMIT,
     SPEC_HASH,
     Component,
@@ -41,6 +43,7 @@ from ensemble_operator.world import Decision, Manifest, Ref, World
 
 FIRST_PAUSE = 10.0  # seconds before a lost workload is started again; each loss doubles it
 LAST_PAUSE = 300.0
+LOOK_AGAIN = 30.0  # seconds, while something may change of which no event tells
 
 
 @dataclass(frozen=True)
@@ -125,10 +128,9 @@ def pause(world: World[Any], start: Start) -> float:
 
 
 def _resumes(world: World[Any], start: Start) -> datetime:
-    if start.outcome.ended is None:
-        return world.now
     length = timedelta(seconds=min(FIRST_PAUSE * 2 ** min(start.attempt - 1, 16), LAST_PAUSE))
-    return start.outcome.ended + length
+    since = start.outcome.ended or read_time(start.created)
+    return world.now if since is None else since + length
 
 
 def objects(owner: Owner, start: Start, resolved: Resolved, given_account: str | None) -> tuple[Manifest, ...]:
@@ -138,6 +140,21 @@ def objects(owner: Owner, start: Start, resolved: Resolved, given_account: str |
         specification(owner, start.component, start.child, text, start.annotations),
         *identity(owner, start.component, start.child, given_account),
     )
+
+
+def runnable(world: World[Any], start: Start, job: Manifest) -> tuple[Manifest, ...]:
+    """The Job or RayJob of a start that has not ended; none to have one deleted that should be made differently now.
+
+    Nobody can change a Job's pods, so one that has never begun, for its image or its queue is wrong, makes room for one
+    that may. What it was made as tells its annotation, whatever others have written into it since.
+    """
+    present = world.child(start.engine, start.child) if start.engine else None
+    if present is None or start.report is not None or start.outcome.state != "Waiting":
+        return (job,)
+    pods, goes = pods_of(world.of_kind("Pod"), CHILD, start.child), any(ref.kind == "Pod" for ref in world.deleting)
+    made = (present["metadata"].get("annotations") or {}).get(APPLIED)
+    same = made in (None, stamped(job)["metadata"]["annotations"][APPLIED])
+    return (job,) if same or goes or has_begun(present, pods) else ()
 
 
 def kept(start: Start, known: Sequence[Start], failed: bool = True) -> frozenset[Ref]:
@@ -150,9 +167,20 @@ def kept(start: Start, known: Sequence[Start], failed: bool = True) -> frozenset
     """
     before = next((other for other in known if other.child != start.child), None)
     stay = {_ended(start)} if failed or start.outcome.state == "Succeeded" else set()
-    if before is not None:
-        stay |= {Ref("ConfigMap", spec_name(before.child)), Ref("ConfigMap", report_name(before.child)), _ended(before)}
-    return frozenset(ref for ref in stay if ref is not None)
+    return frozenset(ref for ref in stay if ref is not None) | (remains(before) if before is not None else frozenset())
+
+
+def maps(start: Start | None) -> frozenset[Ref]:
+    """The ConfigMaps of a start: what it has told is read from them."""
+    if start is None:
+        return frozenset()
+    return frozenset(Ref("ConfigMap", name) for name in (spec_name(start.child), report_name(start.child)))
+
+
+def remains(start: Start) -> frozenset[Ref]:
+    """What tells of a start that has ended: its ConfigMaps and its Job."""
+    ended = _ended(start)
+    return maps(start) | ({ended} if ended is not None else set())
 
 
 # --- what all kinds say of their workloads --------------------------------------------------------------------------
@@ -185,13 +213,17 @@ def report_missing(start: Start) -> str:
 
 
 def refused(world: World[Any], message: str, finalizer: bool = False) -> Decision:
-    """The decision where the specification asks for what cannot be: everything stays as it is."""
+    """The decision where the specification asks for what cannot be: everything stays as it is.
+
+    Args:
+        finalizer: Whether one that is there stays; what has never been right has nothing to hold.
+    """
     return Decision(
         (),
         verdicts.as_before(world.body, reasons.INVALID_SPEC, message),
         unchanged(world.body),
         keep=frozenset(world.children),
-        finalizer=finalizer,
+        finalizer=finalizer and LIBRARY_FINALIZER in world.body["metadata"].get("finalizers", ()),
     )
 
 
@@ -204,6 +236,14 @@ def filled(content: Status) -> dict[str, Any]:
     """A status as JSON, without what every status has and what is empty."""
     given = content.document()
     return {key: value for key, value in given.items() if key not in _OF_EVERY_STATUS and value != []}
+
+
+def told(content: Callable[[], Status]) -> dict[str, Any]:
+    """The status that a report gives; nothing if what it says cannot stand in one."""
+    try:
+        return filled(content())
+    except ValidationError:
+        return {}
 
 
 def quality(metrics: Mapping[str, Any]) -> Quality | None:
@@ -228,6 +268,11 @@ def parsed(model: type[Other], manifest: Manifest) -> Other | None:
         return model.model_validate_json(json.dumps(given), strict=True)
     except ValidationError:
         return None
+
+
+def brief(value: float) -> float:
+    """With four digits, for a printer column; the exact figure stands elsewhere in the status."""
+    return float(f"{value:.4g}")
 
 
 def is_ready(manifest: Manifest) -> bool:

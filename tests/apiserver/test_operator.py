@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.apiserver.operator_bench import Cluster, Operator, new_cluster, operator, sample, search, until
+from kubernetes.aio.client.configuration import Configuration
+from kubernetes.aio.config import load_kube_config
+from tests.apiserver.operator_bench import Cluster, Operator, kubeconfig, new_cluster, operator, sample, search, until
+
+from ensemble_operator.cluster import KubernetesCluster, RefusedError
 
 pytestmark = pytest.mark.apiserver
 
@@ -34,7 +40,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.fixture
 def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]:
     """A namespace of the test's own, without resources afterwards."""
-    name = cluster.namespace(request.node.originalname.removeprefix("test_").replace("_", "-")[:60].strip("-"))
+    name = cluster.namespace(re.sub("[^a-z0-9]+", "-", request.node.name.removeprefix("test_"))[:60].strip("-"))
     yield name
     for kind in CUSTOM:
         for one in cluster.list(kind, name):
@@ -147,6 +153,7 @@ def test_foreign_object_of_a_wanted_name(cluster: Cluster, namespace: str, runni
     for kind in KINDS:
         for child in children(cluster, namespace)[kind]:
             cluster.delete(kind, namespace, child)  # nobody collects here
+    cluster.request("DELETE", f"/apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies")
     foreign = cluster.create("ServiceAccount", namespace, {"metadata": {"name": name}})
     cluster.create("HPOSearch", namespace, search("digits"))
     until(lambda: cluster.condition("HPOSearch", namespace, "digits", "Degraded").get("reason") == "NameTaken")
@@ -156,11 +163,48 @@ def test_foreign_object_of_a_wanted_name(cluster: Cluster, namespace: str, runni
     until(lambda: cluster.condition("HPOSearch", namespace, "digits", "Degraded").get("status") == "False")
 
 
+def test_fields_that_pods_do_not_have_are_told(cluster: Cluster, namespace: str, running: Operator) -> None:
+    """The server would drop them from what is created."""
+    wrong = search("digits", podOverrides={"affinity": {"nodeAffinityy": {}}})
+    cluster.create("HPOSearch", namespace, wrong)
+    until(lambda: cluster.condition("HPOSearch", namespace, "digits", "Degraded").get("reason") == "ApplyFailed")
+    assert "nodeAffinityy" in cluster.condition("HPOSearch", namespace, "digits", "Degraded")["message"]
+    assert children(cluster, namespace)["Job"] == []
+    cluster.patch("HPOSearch", namespace, "digits", {"spec": {"podOverrides": None}})
+    until(lambda: counts(cluster, namespace)["Job"] == 1)
+    until(lambda: cluster.condition("HPOSearch", namespace, "digits", "Degraded").get("status") == "False")
+
+
+def test_an_apply_with_fields_that_pods_do_not_have_is_refused(cluster: Cluster, namespace: str) -> None:
+    """The server answers it with 500, though it will never accept it."""
+    pod = {"containers": [{"name": "a", "image": "a"}], "affinity": {"nodeAffinityy": {}}}
+    labels = {"app": "a"}
+    template = {"metadata": {"labels": labels}, "spec": pod}
+    deployment = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "a", "namespace": namespace},
+        "spec": {"selector": {"matchLabels": labels}, "template": template},
+    }
+
+    async def apply() -> None:
+        configuration = Configuration()
+        await load_kube_config(config_file=str(kubeconfig(cluster)), client_configuration=configuration)  # type: ignore[no-untyped-call]
+        client = KubernetesCluster(configuration)
+        try:
+            await client.apply(deployment)
+        finally:
+            await client.close()
+
+    with pytest.raises(RefusedError, match="nodeAffinityy"):
+        asyncio.run(apply())
+
+
 def populate(cluster: Cluster, namespace: str, number: int) -> None:
+    """Resources of all kinds; the searches are suspended, since nobody starts the pods of their Jobs here."""
     for index in range(number):
-        kind = CUSTOM[index % 3]
-        manifest = search(f"digits-{index}") if kind == "HPOSearch" else sample(kind, f"digits-{index}")
-        cluster.create(kind, namespace, manifest)
+        kind, name = CUSTOM[index % 3], f"digits-{index}"
+        cluster.create(kind, namespace, search(name, suspend=True) if kind == "HPOSearch" else sample(kind, name))
 
 
 def settled(cluster: Cluster, namespace: str, number: int) -> None:
@@ -168,7 +212,7 @@ def settled(cluster: Cluster, namespace: str, number: int) -> None:
         lambda: sum(bool(one.get("status")) for kind in CUSTOM for one in cluster.list(kind, namespace)) == number,
         what="all have a status",
     )
-    until(lambda: counts(cluster, namespace) == for_searches((number + 2) // 3))
+    until(lambda: counts(cluster, namespace) == for_searches((number + 2) // 3) | {"Job": 0})
 
 
 @pytest.mark.parametrize(

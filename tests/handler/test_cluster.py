@@ -47,6 +47,9 @@ def ask(handler: Handler, question: Callable[[KubernetesCluster], Awaitable[Any]
     return asyncio.run(run())
 
 
+NOT_DECLARED = "failed to create typed patch object (lab/a; apps/v1, Kind=Deployment): .x: field not declared in schema"
+
+
 def answering(code: int, body: Any, **headers: str) -> Handler:
     async def handler(request: web.Request) -> web.Response:
         text = body if isinstance(body, str) else json.dumps(body)
@@ -72,6 +75,7 @@ def status(code: int, reason: str) -> dict[str, Any]:
         (503, "upstream connect error", UnavailableError, "upstream connect error"),
         (502, "", UnavailableError, "the API server answers 502"),
         (500, "[1]", UnavailableError, "[1]"),
+        (500, {"code": 500, "message": NOT_DECLARED}, RefusedError, "field not declared in schema"),
         (410, status(410, "Expired"), ExpiredError, "it is Expired"),
         (200, "{", UnavailableError, "Expecting property name"),
     ],
@@ -170,6 +174,23 @@ def test_applies_with_our_field_manager() -> None:
 
     manifest = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a", "namespace": "lab"}}
     assert ask(handler, lambda client: client.apply(manifest)) == manifest
+
+
+def test_what_it_creates_may_have_no_field_that_the_server_does_not_know() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        assert (request.method, request.path) == ("POST", "/apis/batch/v1/namespaces/lab/jobs")
+        assert dict(request.query) == {"fieldManager": "ensemble-operator", "fieldValidation": "Strict"}
+        return web.json_response(await request.json())
+
+    manifest = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "a", "namespace": "lab"}}
+    assert ask(handler, lambda client: client.create(manifest)) == manifest
+
+
+@pytest.mark.parametrize(("code", "failure"), [(500, True), (503, True), (429, False), (401, False)])
+def test_a_request_that_failed_is_not_a_server_that_is_away(code: int, failure: bool) -> None:
+    with pytest.raises(UnavailableError) as raised:
+        ask(answering(code, status(code, "x")), lambda client: client.get("Job", "lab", "a"))
+    assert raised.value.is_failure() is failure
 
 
 def test_an_event_that_is_there_is_no_error() -> None:

@@ -6,8 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+import aiohttp
+import kopf
 import pytest
+from kopf._core.engines.indexing import OperatorIndexers
+from kopf._core.engines.probing import health_reporter
 from kubernetes.aio.client.configuration import Configuration
+from tests.apiserver.conftest import free_ports
 from tests.handler.bench import KEY, search
 from tests.handler.fake import FakeKind, decide
 from tests.handler.memory import MemoryCluster
@@ -15,6 +20,7 @@ from tests.handler.memory import MemoryCluster
 from ensemble_operator import engine
 from ensemble_operator.cluster import BUILT_IN, CUSTOM, UnavailableError
 from ensemble_operator.engine import Engine
+from ensemble_operator.handlers import kopf_settings, registry
 from ensemble_operator.logs import Log
 from ensemble_operator.metrics import Metrics
 from ensemble_operator.queue import Key
@@ -22,6 +28,7 @@ from ensemble_operator.settings import Settings
 from ensemble_operator.world import Ref
 
 SELECTION = Key("EnsembleSelection", "lab", "small")
+DEPLOYMENT = Key("EnsembleDeployment", "lab", "small")
 
 
 class ServedCluster(MemoryCluster):
@@ -89,7 +96,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 def test_a_resource_that_is_seen_is_looked_at(cluster: ServedCluster, kinds: Any) -> None:
     async def scenario(one: Engine, ended: asyncio.Event) -> None:
-        one.see(KEY, "1")
+        one.see(KEY, "1", 1)
         await until(lambda: ("Job", "digits-4") in cluster.names("Job"))
         assert one.healthy()
 
@@ -102,15 +109,66 @@ def test_what_it_wrote_itself_wakes_nothing_but_dependents(cluster: ServedCluste
     kinds["HPOSearch"].decision = lambda world: (looks.append("search"), decide(world))[1]
 
     async def scenario(one: Engine, ended: asyncio.Event) -> None:
-        one.see(KEY, "1")
+        one.see(KEY, "1", 1)
         await until(lambda: looks == ["search"] and cluster.objects[KEY].get("status"))
         one._reconciler.dependents.replace(SELECTION, (Ref("HPOSearch", "digits"),))
         seen: list[Key] = []
         one._queue.add = lambda key, after=0.0: seen.append(key)  # type: ignore[method-assign]
-        one.see(KEY, cluster.objects[KEY]["metadata"]["resourceVersion"])
+        one.see(KEY, cluster.objects[KEY]["metadata"]["resourceVersion"], 1)
         assert seen == [SELECTION]
-        one.see(KEY, "another")
+        one.see(KEY, "another", 1)
         assert seen == [SELECTION, KEY, SELECTION]
+
+    run(scenario)
+
+
+def test_who_depends_on_all_of_a_kind_is_woken_by_specifications_alone(cluster: ServedCluster, kinds: Any) -> None:
+    async def scenario(one: Engine, ended: asyncio.Event) -> None:
+        one._reconciler.dependents.replace(SELECTION, (Ref("HPOSearch", "digits"),))
+        one._reconciler.dependents.replace(DEPLOYMENT, (Ref("HPOSearch", "*"),))
+        seen: list[Key] = []
+        one._queue.add = lambda key, after=0.0: seen.append(key)  # type: ignore[method-assign]
+        woken = []
+        for generation in (1, 1, 1, 2, 2, None, 2):
+            seen.clear()
+            one.see(KEY, "any", generation)
+            assert {KEY, SELECTION} <= set(seen)
+            woken.append(DEPLOYMENT in seen)
+        assert woken == [True, False, False, True, False, True, True]
+
+    run(scenario)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_probe_fails_once_the_engine_has_ended(
+    cluster: ServedCluster, kinds: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def asked(one: Engine) -> int:
+        (port,) = free_ports(1)
+        address, ready = f"http://127.0.0.1:{port}/healthz", asyncio.Event()
+        reporter = asyncio.create_task(
+            health_reporter(
+                address,
+                memo=kopf.Memo(),
+                indices=OperatorIndexers().indices,
+                registry=registry(one, Configuration(), CUSTOM),
+                settings=kopf_settings(),
+                ready_flag=ready,
+            )
+        )
+        await ready.wait()
+        try:
+            async with aiohttp.ClientSession() as session, session.get(address) as answer:
+                return answer.status
+        finally:
+            reporter.cancel()
+            await asyncio.wait([reporter])
+
+    async def scenario(one: Engine, ended: asyncio.Event) -> None:
+        assert await asked(one) == 200
+        one._stop.set()
+        await until(lambda: not one.healthy())
+        assert await asked(one) == 500
 
     run(scenario)
 
@@ -119,7 +177,7 @@ def test_waits_for_a_server_that_is_away(cluster: ServedCluster, kinds: Any) -> 
     cluster.away = True
 
     async def scenario(one: Engine, ended: asyncio.Event) -> None:
-        one.see(KEY, "1")
+        one.see(KEY, "1", 1)
         await asyncio.sleep(0.05)
         assert cluster.writes == []
         cluster.away = False
@@ -133,7 +191,7 @@ def test_an_optional_api_that_comes_wakes_all(cluster: ServedCluster, kinds: Any
     kinds["HPOSearch"].decision = lambda world: (seen.append(world.capabilities), decide(world))[1]
 
     async def scenario(one: Engine, ended: asyncio.Event) -> None:
-        one.see(KEY, "1")
+        one.see(KEY, "1", 1)
         await until(lambda: seen)
         cluster.served |= {"RayJob"}
         await until(lambda: seen[-1] == {"RayJob"})
@@ -187,7 +245,7 @@ def test_told_to_stop_it_ends_what_is_begun(
     monkeypatch.setattr(cluster, "create", slowly)
 
     async def scenario(one: Engine, ended: asyncio.Event) -> None:
-        one.see(KEY, "1")
+        one.see(KEY, "1", 1)
         await until(lambda: cluster.writes)
 
     run(scenario)

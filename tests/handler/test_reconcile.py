@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from tests.handler.bench import KEY, Bench, search
 from tests.handler.fake import config_map, decide, library, role, verdicts
-from tests.handler.memory import Write
+from tests.handler.memory import Write, nothing
 
 from ensemble_core.api.hposearch import HPOSearchStatus
 from ensemble_operator import reasons
-from ensemble_operator.cluster import RefusedError, UnavailableError
-from ensemble_operator.names import LIBRARY_FINALIZER, owner_of
+from ensemble_operator.cluster import MissingError, RefusedError, UnavailableError
+from ensemble_operator.names import LIBRARY_FINALIZER, MANAGED_BY, owner_of
 from ensemble_operator.queue import Key, RetryError
 from ensemble_operator.world import Decision, Ref, Verdict, World
 
@@ -216,6 +216,30 @@ def test_a_child_that_is_being_deleted_is_absent_but_not_replaced(bench: Bench) 
     assert children(bench) == CHILDREN
 
 
+def test_a_child_that_is_held_in_deletion_is_told_and_looked_at_ever_more_slowly(bench: Bench) -> None:
+    bench.look()
+    bench.cluster.change("Job", "lab", "digits-4", {"metadata": {"finalizers": ["ray.io/rayjob-finalizer"]}})
+    bench.cluster.remove("Job", "lab", "digits-4")  # at midnight
+    pauses = []
+    while bench.condition("Degraded")["status"] == "False" and len(pauses) < 10:
+        pauses.append(bench.look())
+        bench.now += timedelta(seconds=pauses[-1] or 0)
+    assert pauses[0] == 5
+    assert len(pauses) < 10
+    told = "Job digits-4 is being deleted since 2026-01-01T00:00:00Z, held by finalizers ray.io/rayjob-finalizer"
+    assert bench.condition("Degraded")["message"] == told
+    later = []
+    for _ in range(8):
+        later.append(bench.look() or 0)
+        bench.now += timedelta(seconds=later[-1])
+    assert later == sorted(later)
+    assert later[-1] > 300
+    del bench.cluster.objects["Job", "lab", "digits-4"]
+    bench.settle()
+    assert children(bench) == CHILDREN
+    assert bench.condition("Degraded")["status"] == "False"
+
+
 def test_objects_outside_are_never_written(bench: Bench) -> None:
     def elsewhere(world: World[Any]) -> Decision:
         owner = replace(owner_of(world.resource, world.body), namespace="kube-system")
@@ -306,8 +330,11 @@ def test_invalid_spec_takes_no_running_thing_away(bench: Bench) -> None:
     bench.cluster.change(*KEY, {"spec": {"unknown": 1}})
     bench.look()
     assert children(bench) == CHILDREN
-    assert bench.condition("Ready")["status"] == "True"
+    assert (bench.condition("Ready")["status"], bench.condition("Ready")["reason"]) == ("False", "InvalidSpec")
     assert bench.cluster.objects[KEY]["status"]["trials"] == 4
+    bench.cluster.change(*KEY, {"spec": {"unknown": None}})
+    bench.look()
+    assert bench.condition("Ready")["status"] == "True"
 
 
 def test_error_in_a_decision_is_a_condition(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
@@ -343,6 +370,102 @@ def test_refused_child_is_told_in_the_servers_words(bench: Bench, code: int) -> 
     assert ("Job", "digits-4") not in children(bench)
     warnings = [event for event in bench.cluster.events.values() if event["type"] == "Warning"]
     assert [event["reason"] for event in warnings] == [reasons.APPLY_FAILED]
+
+
+@pytest.mark.parametrize("write", [Write("create", "Job", "digits-4"), Write("apply", "Role", "digits-4")])
+def test_a_request_that_fails_alone_is_told(bench: Bench, write: Write) -> None:
+    """An admission webhook that is down: everything else goes well."""
+
+    def fail(index: int, asked: Write, when: str) -> None:
+        if asked == write:
+            raise UnavailableError("failed calling webhook: connection refused", code=500)
+
+    bench.cluster.fault = fail
+    with pytest.raises(RetryError):
+        bench.look()
+    assert bench.condition("Degraded")["reason"] == reasons.APPLY_FAILED
+    assert "failed calling webhook" in bench.condition("Degraded")["message"]
+    bench.cluster.fault = nothing
+    bench.settle()
+    assert children(bench) == CHILDREN
+    assert bench.condition("Degraded")["status"] == "False"
+
+
+def test_a_deletion_that_fails_alone_is_told(bench: Bench) -> None:
+    bench.look()
+
+    def fail(index: int, asked: Write, when: str) -> None:
+        if asked == Write("delete", "Job", "digits-4"):
+            raise UnavailableError("failed calling webhook: connection refused", code=500)
+
+    bench.cluster.fault = fail
+    bench.cluster.change(*KEY, {"spec": {"suspend": True}})
+    with pytest.raises(RetryError):
+        bench.look()
+    assert bench.condition("Degraded")["message"].startswith("Job digits-4: failed calling webhook")
+    assert bench.condition("Ready")["reason"] == "Suspended"
+
+
+def test_a_refused_edit_keeps_no_other_object_from_its_own(bench: Bench) -> None:
+    bench.look()
+    bench.cluster.change("ServiceAccount", "lab", "digits-4", {"metadata": {"labels": {MANAGED_BY: "x"}}})
+    bench.cluster.change("Role", "lab", "digits-4", {"rules": None})
+    bench.cluster.remove("Job", "lab", "digits-4")
+
+    def refuse(index: int, write: Write, when: str) -> None:
+        if write == Write("apply", "ServiceAccount", "digits-4"):
+            raise RefusedError(422, "Invalid", "no")
+
+    bench.cluster.fault = refuse
+    with pytest.raises(RetryError):
+        bench.look()
+    assert bench.condition("Degraded")["message"] == "ServiceAccount digits-4: no"
+    assert bench.cluster.objects["Role", "lab", "digits-4"]["rules"]
+    assert children(bench) == CHILDREN
+
+
+def test_without_what_a_pod_needs_none_is_started(bench: Bench) -> None:
+    def refuse(index: int, write: Write, when: str) -> None:
+        if write.kind == "ServiceAccount":
+            raise RefusedError(403, "Forbidden", "quota")
+
+    bench.cluster.fault = refuse
+    with pytest.raises(RetryError):
+        bench.look()
+    assert children(bench) == [one for one in CHILDREN if one[0] not in ("Job", "ServiceAccount")]
+
+
+def test_a_refused_read_is_told(bench: Bench) -> None:
+    bench.look()
+    finish(bench)
+    bench.look()
+
+    def refuse(verb: str, kind: str) -> None:
+        if (verb, kind) == ("list", "Job"):
+            raise RefusedError(403, "Forbidden", "jobs.batch is forbidden")
+
+    bench.cluster.on_read = refuse
+    for _ in range(2):
+        with pytest.raises(RetryError):
+            bench.look()
+    assert bench.condition("Degraded")["reason"] == reasons.APPLY_FAILED
+    assert bench.condition("Degraded")["message"] == "jobs.batch is forbidden"
+    assert bench.condition("Ready")["status"] == "True"
+    assert children(bench) == CHILDREN
+    bench.cluster.on_read = lambda verb, kind: None
+    bench.settle()
+    assert bench.condition("Degraded")["status"] == "False"
+
+
+def test_references_to_a_kind_that_is_gone_are_references_to_nothing(bench: Bench) -> None:
+    def gone(verb: str, kind: str) -> None:
+        if kind == "EnsembleSelection":
+            raise MissingError("the server could not find the requested resource")
+
+    bench.kind.wanted = (Ref("EnsembleSelection", "*"), Ref("EnsembleSelection", "small"))
+    bench.cluster.on_read = gone
+    bench.look()
+    assert children(bench) == CHILDREN
 
 
 def test_refused_child_does_not_keep_old_ones(bench: Bench) -> None:
@@ -382,6 +505,20 @@ def test_unavailable_server_leaves_the_status_and_is_asked_again(bench: Bench) -
         bench.look()
     assert raised.value.after == 7
     assert bench.cluster.objects[KEY]["status"] == status
+
+
+def test_unavailable_server_is_told_once_in_the_log(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(verb: str, kind: str) -> None:
+        raise UnavailableError("webhook does not answer")
+
+    for _ in range(2):
+        bench.cluster.on_read = fail
+        for _ in range(3):
+            with pytest.raises(RetryError):
+                bench.look()
+        bench.cluster.on_read = lambda verb, kind: None
+        bench.look()
+    assert [record.levelname for record in caplog.records if "webhook" in record.message].count("WARNING") == 2
 
 
 @pytest.mark.parametrize("verb", ["get", "list"])
@@ -473,9 +610,10 @@ def test_a_decision_sees_children_others_and_capabilities(bench: Bench) -> None:
     assert sorted(name for _, name in seen[1].others) == ["large", "other", "small"]
     assert seen[1].capabilities == {"RayJob"}
     dependents = bench.reconciler.dependents
-    assert dependents.of(Key("HPOSearch", "lab", "other")) == {KEY}
-    assert dependents.of(Key("EnsembleSelection", "lab", "any")) == {KEY}
-    assert dependents.of(Key("HPOSearch", "elsewhere", "other")) == set()
+    assert dependents.of(Key("HPOSearch", "lab", "other"), wide=False) == {KEY}
+    assert dependents.of(Key("EnsembleSelection", "lab", "any"), wide=True) == {KEY}
+    assert dependents.of(Key("EnsembleSelection", "lab", "any"), wide=False) == set()
+    assert dependents.of(Key("HPOSearch", "elsewhere", "other"), wide=True) == set()
 
 
 def test_pods_are_seen_and_never_deleted(bench: Bench) -> None:

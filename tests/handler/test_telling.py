@@ -61,6 +61,14 @@ def test_where_nothing_can_be_concluded_ready_stays() -> None:
     assert [one.status for one in stopped(BODY, "InvalidSpec", "x")] == ["False", "False", "True"]
 
 
+def test_what_was_ready_for_an_earlier_specification_is_not_for_this_one() -> None:
+    changed = BODY | {"metadata": {**BODY["metadata"], "generation": 2}}  # type: ignore[dict-item]
+    for ready, reason in ((True, "InvalidSpec"), (False, "Trained")):
+        body = changed | {"status": {"conditions": conditions([], verdicts(ready, "Trained"), 1, NOW)}}
+        told = stopped(body, "InvalidSpec", "x")[0]
+        assert (told.status, told.reason) == ("False", reason)
+
+
 # ------------------------------------------------------------ events
 
 

@@ -122,6 +122,21 @@ def test_a_list_that_fails_is_asked_for_again() -> None:
 
 
 @pytest.mark.parametrize(
+    "stream", [[Change("ADDED", child("a", 101)), UnavailableError("cut")], []], ids=["delivers", "ends"]
+)
+def test_a_stream_that_works_ends_the_slowness_of_failures(stream: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        script = Script(deque([UnavailableError("away")] * 4 + [[]] * 2), deque([stream]))
+        one = Watch(script, "Job", None, lambda key: None, Log())
+        task = asyncio.create_task(one.run())
+        await until(lambda: len(script.since) == 2)
+        assert one._pause <= 2 * watch.FIRST_PAUSE
+        task.cancel()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
     "labels", [{}, {OWNER_KIND: "HPOSearch"}, {OWNER_KIND: "Secret", OWNER_NAME: "a"}, {OWNER_NAME: "a"}, None]
 )
 def test_objects_without_an_owner_are_nobodys(labels: Any) -> None:

@@ -9,6 +9,7 @@ from stage import DIGESTS, Stage
 
 from ensemble_core.api.ensembledeployment import EnsembleDeploymentStatus
 from ensemble_operator.identity import report_name
+from ensemble_operator.serving import STORAGES_KEY
 from ensemble_operator.world import Decision, Ref
 
 SELECTION, SEARCH = Ref("EnsembleSelection", "digits"), Ref("HPOSearch", "digits")
@@ -187,6 +188,7 @@ def test_a_failed_job_says_why_and_stays(stage: Stage) -> None:
     assert "delete Job digits-allocate-" in message(decision)
     assert stage.refs("Job") == [failed["metadata"]["name"]]
 
+    stage.later(60)
     stage.remove(failed)
     stage.steps()
     assert stage.job()["metadata"]["name"].endswith("-2")
@@ -703,3 +705,61 @@ def test_the_image_is_the_operators_unless_the_document_names_one(stage: Stage) 
     stage.change(serving={"image": "triton:9"})
     stage.steps()
     assert stage.job()["spec"]["template"]["spec"]["containers"][0]["image"] == "triton:9"
+
+
+def test_a_revision_is_maintained_while_its_selection_has_nothing_to_say(stage: Stage) -> None:
+    revision = stage.serve()
+    stage.others.pop(SELECTION)
+    stage.steps()
+    made = copy.deepcopy(stage.the_deployment())
+
+    stage.change(serving={"replicas": 3})
+    stage.steps()
+    assert stage.the_deployment()["spec"]["replicas"] == 3
+    assert stage.the_deployment()["spec"]["template"] == made["spec"]["template"]
+
+    for kind in ("ServiceAccount", "Role", "Deployment"):
+        stage.remove(stage.children[Ref(kind, made["metadata"]["name"])])
+    decision = stage.steps()
+    assert list(stage.deployments()) == [revision]
+    assert stage.the_deployment()["spec"]["template"] == made["spec"]["template"]
+    assert {made["metadata"]["name"]} <= {*stage.refs("ServiceAccount")} & {*stage.refs("Role")}
+    assert reasons_of(decision)[:2] == ("-SelectionMissing", "+SelectionMissing")
+
+    stage.change(suspend=True)
+    stage.steps()
+    assert stage.deployments() == {}
+    stage.change(suspend=False)
+    stage.steps()
+    assert list(stage.deployments()) == [revision]
+
+
+@pytest.mark.parametrize("record", ["older", "forged"])
+def test_a_record_that_does_not_tell_makes_nothing(stage: Stage, record: str) -> None:
+    revision = stage.serve()
+    stage.others.pop(SELECTION)
+    (config_map,) = [one for one in stage.children.values() if STORAGES_KEY in one.get("data", {})]
+    if record == "older":
+        del config_map["data"][STORAGES_KEY]
+    else:
+        config_map["data"][STORAGES_KEY] = '[[["/mnt/x", "secrets", "", true]], []]'
+    stage.steps()
+    assert list(stage.deployments()) == [revision]
+    stage.remove(stage.the_deployment())
+    stage.steps()
+    assert stage.deployments() == {}
+
+
+def test_an_allocation_beyond_all_measure_is_none(stage: Stage) -> None:
+    stage.steps()
+    stage.optimised(throughput={"samplesPerSecond": 1e308})
+    assert reasons_of(stage.steps())[2] == "+ReportMissing"
+
+
+def test_an_optimisation_that_never_began_is_made_anew_in_another_queue(stage: Stage) -> None:
+    stage.steps()
+    job = stage.job()
+    stage.body["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "gpus"}
+    stage.steps()
+    assert stage.job()["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
+    assert stage.job()["metadata"]["name"] == job["metadata"]["name"]

@@ -217,7 +217,7 @@ def test_a_ray_cluster_trains_on_its_workers_alone() -> None:
 
 def test_only_the_search_itself_and_kuberay_reach_ray() -> None:
     mine = {"ensemble-operator.io/uid": UID, "app.kubernetes.io/component": "train"}
-    assert hposearch.network_policy(OWNER)["spec"] == {
+    assert hposearch.network_policy(OWNER, "RayJob")["spec"] == {
         "podSelector": {"matchLabels": mine},
         "policyTypes": ["Ingress"],
         "ingress": [
@@ -241,6 +241,8 @@ def test_only_the_search_itself_and_kuberay_reach_ray() -> None:
             },
         ],
     }
+    alone = hposearch.network_policy(OWNER, "Job")["spec"]
+    assert alone == {"podSelector": {"matchLabels": mine}, "policyTypes": ["Ingress"], "ingress": []}
 
 
 @pytest.mark.parametrize(

@@ -359,3 +359,13 @@ def test_what_runs_for_an_older_specification_is_stopped() -> None:
     (second,) = jobs(one)
     assert first != second
     assert of_kind(one.decide().objects, "Job")[0]["metadata"]["name"] == second
+
+
+def test_a_job_that_never_began_is_made_anew_in_another_queue() -> None:
+    one = play()
+    one.settle()
+    one.body["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = "cpus"
+    one.step()
+    assert one.refs("Job") == []
+    one.settle()
+    assert one.workload()["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "cpus"

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from tests.support import play as play_support
 from tests.support.play import Play, body_of, condition, of_kind, reasons_of, time
 
+from ensemble_core.api.hposearch import HPOSearchStatus
 from ensemble_operator.hposearch import KIND, engine_of, gpus_at_a_time
+from ensemble_operator.workload import told
 from ensemble_operator.world import Manifest, Ref
 
 CLAIM = {"persistentVolumeClaim": {"claimName": "libraries", "subPath": "digits"}}
@@ -252,7 +256,10 @@ def test_a_search_continues_when_more_trials_are_asked_for() -> None:
     one.change(maxTrialCount=80)
     one.settle()
     assert first["metadata"]["name"] not in one.refs("RayJob")
-    assert len(one.refs("ConfigMap")) == 4
+    # What the first has told is all that is known of the library yet.
+    assert len(one.refs("ConfigMap")) == 6
+    assert one.body["status"]["progress"] == "40/80"
+    assert one.body["status"]["library"]["models"] == 11
 
 
 def test_a_changed_search_stops_what_runs() -> None:
@@ -282,6 +289,7 @@ def test_suspending_removes_the_rayjob_and_resuming_makes_the_next_attempt() -> 
     assert one.refs("RayJob") == []
     assert decision.status["progress"] == "12/40"
     assert (decision.status["trialsRunning"], decision.status["trialsPending"]) == (0, 2)
+    one.later(60)
     one.change(suspend=False)
     one.settle()
     second = one.workload()
@@ -312,7 +320,7 @@ def test_a_lost_search_continues_after_a_growing_pause() -> None:
         assert reasons_of(decision) == ("-Lost", "+Lost", "-AsExpected")
         assert f"attempt {attempt} was lost: JobStatusCheckTimeoutExceeded" in decision.conditions[1].message
         assert decision.again_after == pytest.approx(pause)
-        assert decision.status["progress"] == "12/40"
+        assert decision.status["progress"] == f"{11 + attempt}/40"
         one.later(pause + 1)
         one.settle()
         (child,) = [
@@ -320,7 +328,159 @@ def test_a_lost_search_continues_after_a_growing_pause() -> None:
             for manifest in one.children.values()
             if manifest["metadata"]["name"].endswith(f"-{attempt + 1}") and manifest["kind"] == "RayJob"
         ]
-        one.report(child, "train", progress={"summary": SUMMARY})
+        one.report(child, "train", progress={"summary": progressed(attempt)})
+
+
+def progressed(trials: int) -> dict[str, Any]:
+    return {**SUMMARY, "trials": {**SUMMARY["trials"], "succeeded": 4 + trials}}
+
+
+def lose(one: Play, summary: Any = SUMMARY) -> Manifest:
+    """The newest RayJob reports and is lost; the next one is there after that."""
+    rayjobs = [child for ref, child in one.children.items() if ref.kind == "RayJob"]
+    child = max(rayjobs, key=lambda one: int(one["metadata"]["annotations"]["ensemble-operator.io/attempt"]))
+    one.report(child, "train", progress={"summary": summary})
+    child["status"] = {"jobDeploymentStatus": "Failed", "reason": "AppFailed", "endTime": time(one.now)}
+    return child
+
+
+def test_a_search_that_is_lost_at_the_same_place_again_and_again_needs_a_person() -> None:
+    one = play()
+    one.settle()
+    for _ in range(2):
+        lose(one)
+        assert reasons_of(one.settle())[2] == "-AsExpected"
+        one.later(600)
+        one.settle()
+    lose(one)
+    decision = one.settle()
+    assert reasons_of(decision) == ("-Lost", "+Lost", "+Lost")
+    assert "the last 3 attempts were lost at the same place: AppFailed" in decision.conditions[2].message
+    one.later(600)
+    decision = one.settle()  # the next attempt, which is as likely to fail
+    assert reasons_of(decision) == ("-Starting", "+Starting", "+Lost")
+    assert len(one.refs("RayJob")) == 4
+    (child,) = [one.children[Ref("RayJob", name)] for name in one.refs("RayJob") if name.endswith("-4")]
+    child["status"] = {"jobDeploymentStatus": "Running"}
+    one.report(child, "train", progress={"summary": progressed(1)})
+    assert reasons_of(one.settle()) == ("-Training", "+Training", "-AsExpected")
+    lose(one, progressed(1))
+    assert reasons_of(one.settle()) == ("-Lost", "+Lost", "-AsExpected")
+    assert len(one.refs("RayJob")) == 3  # what was lost before that is not kept for ever
+
+
+def test_a_search_whose_rayjobs_vanish_is_not_started_in_a_loop() -> None:
+    one = play()
+    one.remove(running(one))
+    assert reasons_of(one.settle())[0] == "-Lost"
+    assert one.refs("RayJob") == []
+    one.later(11)
+    one.settle()
+    assert len(one.refs("RayJob")) == 1
+
+
+def test_the_library_is_not_forgotten_when_attempts_are_lost_without_a_word() -> None:
+    one = play()
+    child = running(one)
+    one.settle()
+    for attempt in range(2, 5):
+        child["status"] = {"jobDeploymentStatus": "Failed", "endTime": time(one.now)}
+        one.settle()
+        one.later(600)
+        one.settle()
+        (child,) = [c for r, c in one.children.items() if r.kind == "RayJob" and r.name.endswith(f"-{attempt}")]
+        assert one.body["status"]["library"]["digest"] == "a" * 64
+        assert one.body["status"]["progress"] == "12/40"
+
+
+QUEUE = "kueue.x-k8s.io/queue-name"
+
+
+def unpullable(one: Play) -> Manifest:
+    waiting = {"name": "ray-head", "image": "trainer:1", "state": {"waiting": {"reason": "ImagePullBackOff"}}}
+    return one.pod(one.workload(), "Pending", containerStatuses=[waiting])
+
+
+@pytest.mark.parametrize("capabilities", [frozenset({"RayJob"}), frozenset()])
+def test_a_queue_that_is_put_right_takes_effect_on_what_waits(capabilities: frozenset[str]) -> None:
+    one = play(capabilities=capabilities)
+    one.settle()
+    waiting = one.workload()
+    waiting["spec"]["suspend"] = True  # Kueue's doing
+    one.settle()
+    assert one.workload() is waiting
+    one.body["metadata"]["labels"][QUEUE] = "cpus"
+    decision = one.step()
+    assert reasons_of(decision)[0] == "-Queued"
+    assert decision.again_after is not None
+    assert not one.refs("Job") + one.refs("RayJob")
+    assert reasons_of(one.settle())[0] == "-Starting"
+    assert one.workload()["metadata"]["labels"][QUEUE] == "cpus"
+    assert one.workload()["metadata"]["name"] == waiting["metadata"]["name"]
+
+
+def test_what_never_began_is_made_anew_when_its_image_is_put_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = play()
+    one.settle()
+    pod = unpullable(one)
+    assert reasons_of(one.settle())[2] == "+ImagePullFailed"
+    one.workload()["metadata"]["labels"]["mutated"] = "by-a-webhook"
+    one.settle()
+    monkeypatch.setattr(play_support, "SETTINGS", replace(play_support.SETTINGS, trainer_image="trainer:2"))
+    one.step()
+    assert one.refs("RayJob") == []
+    one.remove(pod)
+    one.settle()
+    head = one.workload()["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    assert head["image"] == "trainer:2"
+
+
+@pytest.mark.parametrize("begun", ["state", "lastState", "report", "counted", "goes", "runs"])
+def test_what_has_begun_is_not_made_anew(begun: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = play(capabilities=frozenset())
+    one.settle()
+    job, pod = one.workload(), unpullable(one)
+    container = pod["status"]["containerStatuses"][0]
+    if begun == "state":
+        other = {"name": "profile", "state": {"terminated": {"exitCode": 0}}}
+        pod["status"]["initContainerStatuses"] = [other]
+    elif begun == "lastState":
+        container["lastState"] = {"terminated": {"exitCode": 1}}
+    elif begun == "report":
+        one.report(job, "train", progress={"note": "x"})
+    elif begun == "counted":
+        job["status"] = {"failed": 1}
+    elif begun == "goes":
+        one.deleting = frozenset({Ref("Pod", "x")})
+    else:
+        pod["status"] = {"phase": "Running"}
+    monkeypatch.setattr(play_support, "SETTINGS", replace(play_support.SETTINGS, trainer_image="trainer:2"))
+    one.settle()
+    assert one.workload() is job
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("2026W011T00+00", None),
+        ("2026-W01-1T00:00+00:00", "2025-12-29T00:00:00Z"),
+        ("20260101T120000+0200", "2026-01-01T10:00:00Z"),
+        ("0001-01-01T00:00:00Z", None),
+        ("2026-01-01T12:00:00", None),
+    ],
+)
+def test_times_are_told_as_the_server_takes_them(text: str, told: str | None) -> None:
+    one = play()
+    running(one, {**SUMMARY, "startTime": text})
+    found = one.step().status.get("startTime")
+    assert found == told or (told is None and re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", found))
+
+
+def test_numbers_that_are_too_large_together_stay_within_bounds() -> None:
+    one = play()
+    running(one, {**SUMMARY, "trials": {"pending": 2**31 - 1, "running": 1}})
+    one.change(suspend=True)
+    assert one.settle().status["trialsPending"] == 2**31 - 1
 
 
 def test_a_search_that_is_lost_before_it_told_anything_needs_a_person() -> None:
@@ -343,6 +503,7 @@ def test_a_failed_search_says_why_and_is_tried_again_when_its_rayjob_is_deleted(
         f" {name} to have it tried again as it is"
     )
     assert decision.status["progress"] == "12/40"
+    one.later(60)
     one.remove(one.workload())
     one.settle()
     assert one.workload()["metadata"]["name"] == f"{name}-2"
@@ -356,6 +517,7 @@ def test_a_failed_search_is_tried_again_when_it_is_suspended_and_resumed() -> No
     one.change(suspend=True)
     assert reasons_of(one.settle())[0] == "-Suspended"
     assert one.refs("RayJob") == []
+    one.later(60)
     one.change(suspend=False)
     one.settle()
     assert one.workload()["metadata"]["name"] == f"{child['metadata']['name']}-2"
@@ -503,7 +665,8 @@ USERS = {
 @pytest.mark.parametrize("how", USERS)
 def test_a_library_in_use_is_not_deleted(how: str) -> None:
     one = deleted(others=USERS[how])
-    assert KIND.references(one.world().resource, one.body) == (Ref("EnsembleSelection", "*"), Ref("HPOSearch", "*"))
+    users = ("EnsembleSelection", "EnsembleDeployment", "HPOSearch")
+    assert KIND.references(one.world().resource, one.body) == tuple(Ref(kind, "*") for kind in users)
     decision = one.settle()
     assert reasons_of(decision) == ("-LibraryInUse", "-LibraryInUse", "+LibraryInUse")
     assert "is still used by EnsembleSelection a; delete these first" in decision.conditions[0].message
@@ -524,3 +687,58 @@ def test_resources_that_are_going_themselves_do_not_use_the_library() -> None:
     one.settle()
     assert one.workload()["metadata"]["labels"]["app.kubernetes.io/component"] == "delete"
     assert play().kind.references(play().world().resource, play().body) == ()
+
+
+def deployment(selection: str, **metadata: Any) -> dict[Ref, Manifest]:
+    spec = {"selectionRef": {"name": selection, "budgetName": "small"}, "devices": [{"name": "cpu", "type": "cpu"}]}
+    return other("EnsembleDeployment", "served", spec, **metadata)
+
+
+def test_a_library_that_is_served_is_not_deleted() -> None:
+    """Also after its selection is gone: new pods still load models from it."""
+    elsewhere = {"sources": [{"hpoSearchName": "else"}], "budgets": BUDGETS}
+    selection = {"sources": [{"hpoSearchName": "digits"}], "budgets": BUDGETS}
+    one = deleted(others=other("EnsembleSelection", "a", selection) | deployment("a"))
+    message = one.settle().conditions[0].message
+    assert "is still used by EnsembleSelection a, EnsembleDeployment served; delete these first" in message
+    for gone in (deployment("a"), other("EnsembleDeployment", "served", {"devices": "?"})):
+        one.others = gone | other("EnsembleSelection", "b", elsewhere)
+        decision = one.settle()
+        assert reasons_of(decision)[0] == "-LibraryInUse"
+        assert "is still used by EnsembleDeployment served; delete" in decision.conditions[0].message
+    one.others = deployment("b") | other("EnsembleSelection", "b", elsewhere)
+    one.settle()
+    assert one.workload()["kind"] == "Job"
+
+
+def test_a_library_is_deleted_whatever_else_of_the_search_is_refused() -> None:
+    one = deleted()
+    one.body["spec"]["dataset"] = {"arrays": "digits.npz", "storage": {"path": "/data"}}
+    one.step()
+    one.settle()
+    assert one.workload()["metadata"]["labels"]["app.kubernetes.io/component"] == "delete"
+    one.body["spec"]["library"]["storage"] = {"path": "/library"}
+    decision = one.step()
+    assert decision.finalizer
+    assert "spec.library.deletionPolicy: Retain lets the search go" in decision.conditions[2].message
+
+
+def test_a_search_that_was_refused_from_the_start_can_be_deleted() -> None:
+    one = play({"library": {"storage": {"path": "/library"}, "deletionPolicy": "Delete"}})
+    decision = one.settle()
+    assert reasons_of(decision)[2] == "+InvalidSpec"
+    assert not decision.finalizer
+    one.body["metadata"]["finalizers"] = ["ensemble-operator.io/library"]
+    assert one.settle().finalizer
+
+
+def test_no_child_has_the_name_of_another_resources_child() -> None:
+    """An EnsembleDeployment may be called `digits-train`, and its NetworkPolicy is called the same."""
+    for capabilities in (frozenset({"RayJob"}), frozenset[str]()):
+        (fence,) = of_kind(play(capabilities=capabilities).step().objects, "NetworkPolicy")
+        assert fence["metadata"]["name"] == "digits.train"  # names of custom resources have no dots
+
+
+def test_what_cannot_stand_in_a_status_is_left_out() -> None:
+    assert told(lambda: HPOSearchStatus(trials=7)) == {"trials": 7}
+    assert told(lambda: HPOSearchStatus(trials=-1)) == {}

@@ -208,8 +208,17 @@ def test_outcomes(case: str) -> None:
 def test_the_time_of_a_loss_is_known() -> None:
     lost = outcome(rayjob("Failed", endTime=LONG_AGO), None, [], NOW)
     assert lost.ended == NOW - timedelta(hours=1)
-    assert outcome(rayjob("Failed"), None, [], NOW).ended is None
+    # Without a word about it the attempt's own beginning: attempts follow each other ever more slowly in any case.
+    assert outcome(rayjob("Failed"), None, [], NOW).ended == read_time(JUST_NOW)
     assert read_time("yesterday") is read_time(None) is read_time("2026-01-01T11:00:00") is None
+    assert read_time("0001-01-01T00:00:00Z") is read_time("9999-12-31T23:59:59-10:00") is None
+    assert read_time("2026-01-01T13:00:00+02:00") == NOW - timedelta(hours=1)
+
+
+def test_a_job_without_its_labels_gets_no_second_driver_while_its_pod_runs() -> None:
+    told = report("Running")
+    assert outcome(None, told, [pod()], NOW).ended == NOW
+    assert outcome(None, told, [pod("Succeeded")], NOW).ended is None
 
 
 def test_a_job_that_gets_no_pod_for_a_minute_needs_a_person() -> None:
