@@ -750,6 +750,8 @@ def delete_digits(cluster: Cluster) -> None:
     cluster.kubectl("delete", "--kustomize", GITOPS / "digits", "--namespace=team-a", "--wait=false")
     merge = ("--namespace=team-a", "--type=merge", '--patch={"metadata":{"finalizers":null}}')
     cluster.kubectl("patch", "persistentvolumeclaim/libraries", *merge)
+    # Nor to collect what belonged to the documents; of names that come again the operator waits for the old to go.
+    cluster.kubectl("delete", "networkpolicies,services", "--all", "--namespace=team-a")
     left = "ensembles,persistentvolumeclaims"
     wait_until(lambda: not cluster.json("get", left, "--namespace=team-a")["items"], "the documents to be gone")
 
