@@ -113,7 +113,7 @@ def next_step(
     if old in (None, target):
         return Step(_with(target, there, frozenset()), target)
     if strategy == "Recreate":
-        return Step(frozenset(), target)
+        return Step(frozenset(), old)  # which gets requests until it is gone
     return Step(_with(target, there, frozenset({old})), target if _better(target, old, there) else old)
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from ensemble_operator.cluster import APIS, CUSTOM, MissingError, RefusedError
+from ensemble_operator.status import timestamp
 from ensemble_operator.world import Manifest
 
 Place = tuple[str, str, str]
+COUNTED = (*CUSTOM, "Deployment")  # kinds whose generation follows their spec
 
 
 class Write(NamedTuple):
@@ -32,34 +36,41 @@ def nothing(index: int, write: Write, when: str) -> None:
     """No fault."""
 
 
+def midnight() -> datetime:
+    """No time passes."""
+    return datetime(2026, 1, 1, tzinfo=UTC)
+
+
 @dataclass
 class MemoryCluster:
     """Implements `Cluster`.
 
     Args:
         fault: Called before and after each write with its index, itself, and `before` or `after`; may raise.
-        unavailable: Called before each read; may raise.
+        on_read: Called before each read; may raise.
+        clock: UTC.
     """
 
     fault: Fault = nothing
     on_read: Callable[[str, str], None] = lambda verb, kind: None
+    clock: Callable[[], datetime] = midnight
     objects: dict[Place, Manifest] = field(default_factory=dict)
     events: dict[tuple[str, str], Manifest] = field(default_factory=dict)
     writes: list[Write] = field(default_factory=list)
     made: list[Place] = field(default_factory=list)
     _applied: dict[Place, Manifest] = field(default_factory=dict)
-    _version: int = 0
+    version: int = 0
 
     # ------------------------------------------------------------ what the engine calls
 
     async def get(self, kind: str, namespace: str, name: str) -> Manifest:
         self.on_read("get", kind)
-        return copy.deepcopy(self._find((kind, namespace, name)))
+        return copied(self._find((kind, namespace, name)))
 
     async def select(self, kind: str, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
         self.on_read("list", kind)
         return [
-            copy.deepcopy(one)
+            copied(one)
             for place, one in sorted(self.objects.items())
             if place[:2] == (kind, namespace) and labels.items() <= (one["metadata"].get("labels") or {}).items()
         ]
@@ -124,6 +135,15 @@ class MemoryCluster:
             if any(owner["uid"] == uid for owner in owners):
                 self.remove(*other)
 
+    def collect(self) -> None:
+        """What the garbage collector removes in the end: objects whose owner is no more."""
+        uids = {one["metadata"]["uid"] for one in self.objects.values()}
+        for place, one in list(self.objects.items()):
+            owners = one["metadata"].get("ownerReferences") or ()
+            if owners and all(owner["uid"] not in uids for owner in owners):
+                del self.objects[place]
+                self._applied.pop(place, None)
+
     def names(self, *kinds: str) -> list[tuple[str, str]]:
         return sorted((kind, name) for kind, _, name in self.objects if not kinds or kind in kinds)
 
@@ -133,7 +153,7 @@ class MemoryCluster:
         index, write = len(self.writes), Write(verb, kind, name)
         self.writes.append(write)
         self.fault(index, write, "before")
-        answer = copy.deepcopy(act())
+        answer = copied(act())
         self.fault(index, write, "after")
         return answer
 
@@ -147,7 +167,8 @@ class MemoryCluster:
         if place in self.objects:
             raise RefusedError(409, "AlreadyExists", f'{APIS[place[0]].plural} "{place[2]}" already exists')
         self.made.append(place)
-        metadata = {**manifest["metadata"], "uid": f"uid-{len(self.made)}", "generation": 1}
+        given = {"uid": f"uid-{len(self.made)}", "generation": 1, "creationTimestamp": timestamp(self.clock())}
+        metadata = {**manifest["metadata"], **given}
         return self._store(place, {**copy.deepcopy(manifest), "metadata": copy.deepcopy(metadata)})
 
     def _apply(self, manifest: Manifest) -> Manifest:
@@ -178,12 +199,12 @@ class MemoryCluster:
             _refuse_immutable(old, manifest)
             if plain(old) == plain(manifest):
                 return old
-            if place[0] in CUSTOM and old.get("spec") != manifest.get("spec"):
+            if place[0] in COUNTED and old.get("spec") != manifest.get("spec"):
                 manifest["metadata"]["generation"] = old["metadata"]["generation"] + 1
         if place[0] == "HPOSearch" and "status" in manifest:
             manifest["status"].setdefault("paretoFront", [])  # a default of the schema
-        self._version += 1
-        manifest["metadata"]["resourceVersion"] = str(self._version)
+        self.version += 1
+        manifest["metadata"]["resourceVersion"] = str(self.version)
         self.objects[place] = manifest
         return manifest
 
@@ -193,6 +214,11 @@ def _refuse_immutable(old: Manifest, new: Manifest) -> None:
         raise RefusedError(422, "Invalid", "data: Forbidden: field is immutable when `immutable` is set")
     if old["kind"] == "Job" and old["spec"]["template"] != new["spec"]["template"]:
         raise RefusedError(422, "Invalid", "spec.template: field is immutable")
+
+
+def copied(value: Any) -> Any:
+    """A deep copy, made faster."""
+    return pickle.loads(pickle.dumps(value))
 
 
 def place_of(manifest: Manifest) -> Place:
@@ -208,8 +234,8 @@ def plain(manifest: Manifest) -> Manifest:
 def merged(document: Any, patch: Any) -> Any:
     """A JSON merge patch (RFC 7396)."""
     if not isinstance(patch, Mapping):
-        return copy.deepcopy(patch)
-    result = copy.deepcopy(document) if isinstance(document, dict) else {}
+        return copied(patch)
+    result = copied(document) if isinstance(document, dict) else {}
     for key, value in patch.items():
         if value is None:
             result.pop(key, None)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from tests.handler.bench import KEY, Bench, search
+from tests.handler.bench import KEY, Bench, Step, search
 from tests.handler.fake import library
 from tests.handler.memory import CrashError, Fault, Write, nothing, plain
 
 from ensemble_operator.cluster import UnavailableError
 from ensemble_operator.queue import RetryError
-
-Step = Callable[[Bench], None]
 
 
 def begin(bench: Bench) -> None:
@@ -61,24 +58,9 @@ LIVES: dict[str, tuple[Step, ...]] = {
 
 
 def live(steps: tuple[Step, ...], fault: Fault = nothing) -> Bench:
-    """Go through a resource's life; whenever the operator dies a new one takes over."""
     bench = Bench()
     bench.kind.decision = library
-    bench.cluster.fault = fault
-    for step in steps:
-        step(bench)
-        bench.cluster.fault = fault
-        settle(bench)
-    return bench
-
-
-def settle(bench: Bench) -> None:
-    try:
-        bench.settle()
-    except CrashError:
-        bench.cluster.fault = nothing
-        bench.restart()
-        bench.settle()
+    return bench.live(steps, fault)
 
 
 def outcome(bench: Bench) -> tuple[Any, ...]:
@@ -89,7 +71,7 @@ def outcome(bench: Bench) -> tuple[Any, ...]:
 
 def settled(manifest: Any) -> Any:
     if isinstance(manifest, dict):
-        times = ("lastTransitionTime", "resourceVersion")
+        times = ("lastTransitionTime", "resourceVersion", "creationTimestamp")
         return {key: settled(value) for key, value in plain_of(manifest).items() if key not in times}
     return [settled(item) for item in manifest] if isinstance(manifest, list) else manifest
 

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from play import START, Play, body_of, time
+from tests.support.play import START, Play, body_of, time
 
 from ensemble_core.api.common import API_VERSION
 from ensemble_operator import status

@@ -34,7 +34,7 @@ NEW, PARTLY, BROKEN, DOWN = one(0, False), one(1, False), one(0, False), one(0, 
         ("BlueGreen", "b", {"a": one(), "b": PARTLY}, "a", ("ab", "a")),
         ("BlueGreen", "b", {"a": one(), "b": one()}, "a", ("ab", "b")),
         ("BlueGreen", "b", {"a": one(), "b": one()}, "b", ("b", "b")),
-        ("Recreate", "b", {"a": one()}, "a", ("", "b")),
+        ("Recreate", "b", {"a": one()}, "a", ("", "a")),
         ("Recreate", "b", {}, "b", ("b", "b")),
         # the old one breaks down meanwhile
         ("BlueGreen", "b", {"a": DOWN, "b": NEW}, "a", ("ab", "a")),
