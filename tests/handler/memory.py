@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import pickle
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -217,8 +217,8 @@ def _refuse_immutable(old: Manifest, new: Manifest) -> None:
 
 
 def copied(value: Any) -> Any:
-    """A deep copy, made faster."""
-    return pickle.loads(pickle.dumps(value))
+    """A deep copy, by the way that objects take to a real server; faster than `deepcopy`."""
+    return json.loads(json.dumps(value))
 
 
 def place_of(manifest: Manifest) -> Place:
