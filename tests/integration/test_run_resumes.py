@@ -199,7 +199,8 @@ class Run:
     def find(self, matches: Matches) -> list[Process]:
         """Its processes that match, except those that were killed here."""
         everything = below(self.reaper.pid)
-        self.seen.update({each.pid: each for each in everything})
+        # One that is ending has no arguments any more.
+        self.seen.update({each.pid: each for each in everything if each.arguments[0]})
         return [each for each in everything if each.arguments[0] and matches(each) and each.pid not in self.killed]
 
     def said(self) -> str:

@@ -32,6 +32,7 @@ from ensemble_core.serving.errors import ServingError
 
 TOLERANCE = 1e-5  # of the endpoint's probabilities
 SERVE_SECONDS = 300.0  # until the endpoint must answer
+ENDING_SECONDS = 2.0  # for a stage whose endpoint is gone to be seen to have ended
 LOOK_SECONDS = 0.5  # between looks at the endpoint while it is kept
 
 
@@ -182,6 +183,7 @@ class Run:
         try:
             answers = ask_heldout(address["grpc"], model, self.workspace.heldout, libraries, members)
         except ServingError as error:
+            served.running.ended_within(ENDING_SECONDS)  # a killed stage's server dies a moment before the stage has
             served.check()
             raise CommandError(f"the endpoint does not answer: {error}") from error
         return Endpoint(

@@ -77,6 +77,14 @@ class Running:
         """Exit code, or none while it runs."""
         return self._process.poll()
 
+    def ended_within(self, seconds: float) -> bool:
+        """Whether it ends in this time."""
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
     def stop(self) -> int:
         """Interrupt it if it still runs, kill it if it does not end, and return its exit code.
 
