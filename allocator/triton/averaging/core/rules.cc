@@ -1,0 +1,106 @@
+#include "core/rules.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+// The loops over numbers are compiled once more for AVX2, and the loader takes what the CPU has. No fused
+// multiply-add is among them: an answer has the same bits on every CPU. Sanitizers are not ready when loaders choose.
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(AVERAGING_SANITIZED)
+#define AVERAGING_VECTORISED __attribute__((target_clones("avx2", "default")))
+#else
+#define AVERAGING_VECTORISED
+#endif
+
+namespace averaging {
+
+namespace {
+
+constexpr size_t kLanes = 8;
+
+AVERAGING_VECTORISED
+void store_scaled(float* __restrict sum, const float* __restrict answer, size_t count, float weight) {
+  for (size_t i = 0; i < count; i++) sum[i] = weight * answer[i];
+}
+
+AVERAGING_VECTORISED
+void add_scaled(float* __restrict sum, const float* __restrict answer, size_t count, float weight) {
+  for (size_t i = 0; i < count; i++) sum[i] += weight * answer[i];
+}
+
+AVERAGING_VECTORISED
+float maximum(const float* numbers, size_t count) {
+  if (count < kLanes) return *std::max_element(numbers, numbers + count);
+  float best[kLanes];
+  std::copy_n(numbers, kLanes, best);
+  size_t i = kLanes;
+  for (; i + kLanes <= count; i += kLanes) {
+    for (size_t lane = 0; lane < kLanes; lane++) {
+      best[lane] = numbers[i + lane] > best[lane] ? numbers[i + lane] : best[lane];
+    }
+  }
+  float result = *std::max_element(best, best + kLanes);
+  for (; i < count; i++) result = std::max(result, numbers[i]);
+  return result;
+}
+
+}  // namespace
+
+AVERAGING_VECTORISED
+bool finite(const float* numbers, size_t count) {
+  constexpr uint32_t kExponent = 0x7F800000;  // all ones in infinities and NaN alone
+  uint32_t found = 0;
+  for (size_t i = 0; i < count; i++) {
+    uint32_t bits;
+    std::memcpy(&bits, numbers + i, sizeof bits);
+    found |= (bits & kExponent) == kExponent;
+  }
+  return found == 0;
+}
+
+size_t largest(const float* numbers, size_t count) {
+  return static_cast<size_t>(std::find(numbers, numbers + count, maximum(numbers, count)) - numbers);
+}
+
+void softmax(const float* numbers, size_t count, float* result) {
+  const float top = maximum(numbers, count);  // taken away, so that no exponent overflows
+  double total = 0;
+  for (size_t i = 0; i < count; i++) {
+    result[i] = std::exp(numbers[i] - top);
+    total += static_cast<double>(result[i]);
+  }
+  scale(result, count, static_cast<float>(1 / total));
+}
+
+AVERAGING_VECTORISED
+void scale(float* numbers, size_t count, float factor) {
+  for (size_t i = 0; i < count; i++) numbers[i] *= factor;
+}
+
+Adder::Adder(const Settings& settings)
+    : votes_(settings.rule == Rule::kVote),
+      logits_(settings.scores == Scores::kLogits),
+      width_(settings.width()),
+      classes_(settings.classes()),
+      scratch_(logits_ && !votes_ ? width_ : 0) {}
+
+void Adder::add(float* sum, const float* answer, float weight, bool first) {
+  if (votes_) return vote(sum, answer, weight, first);  // the largest logit is the largest probability
+  if (logits_) {
+    for (size_t i = 0; i < width_; i += classes_) softmax(answer + i, classes_, scratch_.data() + i);
+    answer = scratch_.data();
+  }
+  if (first) {
+    store_scaled(sum, answer, width_, weight);
+  } else {
+    add_scaled(sum, answer, width_, weight);
+  }
+}
+
+void Adder::vote(float* sum, const float* answer, float weight, bool first) const {
+  if (first) std::fill_n(sum, width_, 0.0F);
+  for (size_t i = 0; i < width_; i += classes_) sum[i + largest(answer + i, classes_)] += weight;
+}
+
+}  // namespace averaging

@@ -1,0 +1,63 @@
+// What happens, counted at Triton's metrics endpoint.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/engine.h"
+#include "core/settings.h"
+#include "triton/errors.h"
+
+namespace averaging {
+
+using Labels = std::vector<std::pair<std::string, std::string>>;
+
+class Counter {
+ public:
+  Counter(TRITONSERVER_MetricFamily* family, const Labels& labels);
+
+  void add(double value) const { log_if(TRITONSERVER_MetricIncrement(metric_.get(), value)); }
+
+ private:
+  Owned<TRITONSERVER_Metric, TRITONSERVER_MetricDelete> metric_;
+};
+
+// Counters of one name, which differ in their labels.
+class Family {
+ public:
+  Family(const char* name, const char* description);
+
+  Counter counter(const Labels& labels) const { return {family_.get(), labels}; }
+
+ private:
+  Owned<TRITONSERVER_MetricFamily, TRITONSERVER_MetricFamilyDelete> family_;
+};
+
+class Metrics : public Meter {
+ public:
+  explicit Metrics(const Settings& settings);
+
+  void call_ended(size_t member, size_t worker, int64_t rows, CallEnd end) override;
+  void request_ended(RequestEnd end) override;
+  void waited(std::chrono::steady_clock::duration time) override;
+  // Bytes of a request's input that had to be copied.
+  void copied(size_t bytes) { copied_bytes_.add(static_cast<double>(bytes)); }
+
+ private:
+  struct WorkerCounters {
+    std::vector<Counter> calls;  // by how they ended
+    Counter samples;             // of answers that count
+  };
+
+  // Families before their counters: these must go first.
+  const Family wait_time_family_, waits_family_, requests_family_, calls_family_, samples_family_, copied_family_;
+  const Counter wait_time_, waits_, copied_bytes_;
+  std::vector<Counter> requests_;                     // by how they ended
+  std::vector<std::vector<WorkerCounters>> workers_;  // of each member
+};
+
+}  // namespace averaging
