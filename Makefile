@@ -4,13 +4,23 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUTPUT ?= runs/digits
 
-.PHONY: demo test check tools test-apiserver e2e bench nightly lock generate format clean
+.PHONY: demo test check backend test-backend tools test-apiserver e2e bench nightly lock generate format clean
 
 demo: .venv/local  ## The main job on real data: search, select, allocate, serve, report
 	$(BIN)/ensemble run examples/digits.yaml --output $(OUTPUT)
 
 test: .venv/dev  ## Every test that needs no cluster: unit, and integration with real Ray, Triton and S3
 	$(BIN)/python -m pytest -m "not apiserver and not e2e and not nightly"
+
+backend: .venv/local  ## The averaging backend in C++, which is built at the first use otherwise; needs cmake and a C++ compiler
+	$(BIN)/python -m ensemble_core.serving.native
+
+# Each sanitizer is a build of its own.
+BACKEND = allocator/triton/averaging
+test-backend:  ## Unit tests of the backend's C++: plain, and under the address, undefined and thread sanitizers
+	set -e; for sanitizer in "" address,undefined thread; do folder=build/averaging-$${sanitizer:-plain}; \
+	cmake -S $(BACKEND) -B $$folder -D AVERAGING_TESTS=ON -D AVERAGING_SANITIZER=$$sanitizer; \
+	cmake --build $$folder --parallel; ctest --test-dir $$folder --output-on-failure; done
 
 # Helm, and the Lua that Argo CD runs health checks in.
 HELM = helm.sh/helm/v3/cmd/helm@v3.19.2

@@ -29,7 +29,7 @@ from ensemble_core.library.store import open_store
 from ensemble_core.serving import processes, rendered
 from ensemble_core.serving.client import predict
 from ensemble_core.serving.errors import ServingError
-from ensemble_core.serving.installation import CONTROL_HEADER, Ports
+from ensemble_core.serving.installation import CHOICE, CONTROL_HEADER, Ports
 from ensemble_core.serving.process import choose
 
 pytestmark = pytest.mark.timeout(600)
@@ -84,7 +84,8 @@ class Pod:
         with (self.folder.parent / f"{verb}.log").open("ab") as log:
             self.running[verb] = subprocess.Popen(
                 [*ENSEMBLE, verb, "--repository", str(self.folder), *arguments],
-                env={**kept, "HOME": "/nonexistent"},
+                # In Python, so that the front model is a process that can be killed.
+                env={**kept, "HOME": "/nonexistent", CHOICE: "python"},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

@@ -42,6 +42,17 @@ class Worker(Frozen):
     share: float = Field(1.0, gt=0)  # of the member's samples, relative to its other workers
 
 
+class Answering(Frozen):
+    """How the members' answers become one."""
+
+    rule: Literal["average", "weighted", "vote"] = "weighted"
+    scores: Literal["probabilities", "logits"] = "probabilities"  # what members answer
+    routing: Literal["pull", "weights"] = "pull"  # free workers take the next chunk, or each gets its share
+    quorum: int | None = Field(None, ge=1)  # members that every sample needs; all of them if none is given
+    retries: int = Field(0, ge=0, le=100)  # calls for a chunk after one that failed, on another worker if there is one
+    deadline_seconds: float = Field(60.0, gt=0)  # for a request
+
+
 class Plan(Frozen):
     """Everything the renderer needs; nothing in it depends on the machine but paths and cores."""
 
@@ -52,6 +63,7 @@ class Plan(Frozen):
     members: tuple[Member, ...] = Field(min_length=1)
     devices: tuple[DeviceRow, ...] = Field(min_length=1)
     workers: tuple[Worker, ...] = Field(min_length=1)
+    answering: Answering = Answering()
 
     @model_validator(mode="after")
     def refers_to_what_there_is(self) -> Self:
@@ -62,6 +74,8 @@ class Plan(Frozen):
             raise ValueError("a worker is on a device that is not in the plan")
         if {worker.member for worker in self.workers} != set(range(len(self.members))):
             raise ValueError("every member needs a worker")
+        if (self.answering.quorum or 0) > len(self.members):
+            raise ValueError(f"a quorum of {self.answering.quorum} is more than all {len(self.members)} members")
         return self
 
     @property

@@ -43,7 +43,7 @@ def _serve(arguments: argparse.Namespace, report: Report) -> dict[str, Any]:
             server.apply(plan)
             addresses = {name: f"{ADDRESS}:{getattr(server.ports, name)}" for name in ("http", "grpc", "metrics")}
             report.progress(stage="serving", done=1, total=1, note="ready", model=plan.name, **addresses)
-            for line in how_to_call(plan.name, addresses):
+            for line in (*how_to_call(plan.name, addresses), server.averaging):
                 print(line, flush=True)
             while not stopped.wait(LOOK_SECONDS):
                 server.check()

@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         if in_use(arguments.address, number):
             raise UserError(f"--{endpoint}-port", f"{arguments.address}:{number} cannot be listened on; is it in use?")
     try:
-        plan = rendered.prepare(folder, sorted(os.sched_getaffinity(0))).plan
+        content, averaging = rendered.prepare(folder, sorted(os.sched_getaffinity(0)))
         sharedmemory.sweep_dead()  # of a server that was here before
         # The process stays the same, so the prefix names its owner.
         command = installation.command(folder, arguments.address, ports, sharedmemory.new_prefix(), key)
@@ -49,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     except ServingError as error:
         print(f"ensemble server: {error}", file=sys.stderr)
         return 1
-    print(f"{plan.name}: Triton on {arguments.address}, ports {', '.join(map(str, ports.numbers()))}", flush=True)
+    numbers = ", ".join(map(str, ports.numbers()))
+    print(f"{content.plan.name}: Triton on {arguments.address}, ports {numbers}; {averaging}", flush=True)
     # Triton in place of this process: signals reach it, it reaps its models' processes, and its end is the container's.
     os.execve(command[0], command, environment)

@@ -14,11 +14,10 @@ from typing import Any
 
 from ensemble_core.allocation.plan import Plan
 from ensemble_core.errors import UserError
-from ensemble_core.serving import processes, rendered, repository, sharedmemory
+from ensemble_core.serving import installation, processes, rendered, repository, sharedmemory
 from ensemble_core.serving.control import Control
 from ensemble_core.serving.errors import LoadError, ServingError
 
-PYTHON_BACKENDS = {"averaging", "member"}
 READY = "READY"
 LOOK_SECONDS, LONGEST_PAUSE = 2.0, 60.0  # between two looks; the longer if models do not load
 
@@ -32,12 +31,14 @@ class Seen:
         states: READY, LOADING, UNLOADING or UNAVAILABLE, by model.
         configs: Those that the wanted models were loaded with, of the READY ones.
         alive: Python models whose process lives; none if the server's processes cannot be seen from here.
+        python: Backends whose models are processes.
     """
 
     identity: str
     states: Mapping[str, str]
     configs: Mapping[str, Any]
     alive: frozenset[str] | None
+    python: frozenset[str] = frozenset({"averaging", "member"})
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def find_repairs(wanted: Mapping[str, Any], seen: Seen) -> Repairs:
     """What must be done until exactly the wanted models are loaded as their configurations say (pure)."""
     ready = {model for model, state in seen.states.items() if state == READY}
     changed = {model for model, config in wanted.items() if model in ready and seen.configs[model] != config}
-    python = {model for model, config in wanted.items() if config.backend in PYTHON_BACKENDS}
+    python = {model for model, config in wanted.items() if config.backend in seen.python}
     dead = set() if seen.alive is None else (python & ready) - seen.alive - changed
     return Repairs(
         foreign=tuple(sorted(ready - set(wanted))),
@@ -131,6 +132,7 @@ class Agent:
             states=states,
             configs={model: repository.loaded_config(self._control.config(model)) for model in ready},
             alive=frozenset(processes.stubs(identity, frozenset(wanted))) if near else None,
+            python=installation.python_backends(self._folder / rendered.BACKENDS),
         )
 
     def _see_what_can_be_seen(self, wanted: Mapping[str, Any]) -> Seen:

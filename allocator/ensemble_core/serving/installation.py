@@ -16,12 +16,15 @@ from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 
+from ensemble_core.serving import native
 from ensemble_core.serving.errors import ServingError
 
 NVIDIA = Path("/opt/tritonserver")
 BACKENDS = Path(__file__).parent / "backends"
 OURS = ("averaging", "member")
 STUB = "triton_python_backend_stub"
+# Which averaging backend is taken: `native`, `python`, or the native one if it can be had here.
+CHOICE = "ENSEMBLE_AVERAGING"
 # The header that opens what only the agent may use; gRPC has it with a prefix of Triton's.
 CONTROL_HEADER = "ensemble-control"
 CONTROLLED = "model-repository,shared-memory,trace,logging"
@@ -82,20 +85,53 @@ def find() -> Installation:
     )
 
 
-def prepare_backends(folder: Path) -> None:
-    """Fill a backend directory: Triton's Python backend with its stub, its native ONNX Runtime if it has one, ours."""
+def prepare_backends(folder: Path) -> str:
+    """Fill a backend directory: Triton's Python backend with its stub, its native ONNX Runtime if it has one, ours.
+
+    Returns which averaging backend it is, and why, for people to read. ServingError if `$ENSEMBLE_AVERAGING` wants the
+    native one and it cannot be had.
+    """
     server = find()
     shutil.copytree(server.folder / "backends" / "python", folder / "python")
     if server.stub is not None:
         copied = Path(shutil.copy(server.stub, folder / "python"))
         copied.chmod(copied.stat().st_mode | stat.S_IXUSR)
-    native = server.folder / "backends" / "onnxruntime"
-    if native.is_dir():
-        (folder / native.name).symlink_to(native)
+    onnxruntime = server.folder / "backends" / "onnxruntime"
+    if onnxruntime.is_dir():
+        (folder / onnxruntime.name).symlink_to(onnxruntime)
     for name in OURS:
         (folder / name).mkdir()
-        for source in (*(BACKENDS / name).glob("*.py"), *(BACKENDS / "common").glob("*.py")):
-            shutil.copy(source, folder / name)
+    _copy_python("member", folder)
+    library, note = _native_averaging()
+    if library is None:
+        _copy_python("averaging", folder)
+    else:
+        shutil.copy(library, folder / "averaging")
+    return note
+
+
+def python_backends(folder: Path) -> frozenset[str]:
+    """Those of a backend directory whose models are processes of their own."""
+    return frozenset(path.parent.name for path in folder.glob("*/model.py"))
+
+
+def _copy_python(name: str, folder: Path) -> None:
+    for source in (*(BACKENDS / name).glob("*.py"), *(BACKENDS / "common").glob("*.py")):
+        shutil.copy(source, folder / name)
+
+
+def _native_averaging() -> tuple[Path | None, str]:
+    choice = os.environ.get(CHOICE, "")
+    if choice not in ("", "native", "python"):
+        raise ServingError(f"{CHOICE} is {choice!r}; native or python can be chosen")
+    if choice == "python":
+        return None, f"answers are averaged in Python: {CHOICE} says so"
+    try:
+        return native.library(), "answers are averaged in C++"
+    except native.BuildError as error:
+        if choice == "native":
+            raise
+        return None, f"answers are averaged in Python, for there is no backend in C++: {error}"
 
 
 def environment() -> dict[str, str]:

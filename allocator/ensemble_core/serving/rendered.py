@@ -76,10 +76,11 @@ def control_key(folder: Path) -> str:
     return key
 
 
-def prepare(folder: Path, cores: Sequence[int]) -> Rendered:
+def prepare(folder: Path, cores: Sequence[int]) -> tuple[Rendered, str]:
     """Make the folder ready for a server that may use these cores: its configurations, and the backends.
 
-    UserError if nothing was rendered there, or the plan needs more cores.
+    Returns what it holds, and which averaging backend it is. UserError if nothing was rendered there, or the plan needs
+    more cores.
     """
     content = read(folder)
     try:
@@ -91,8 +92,7 @@ def prepare(folder: Path, cores: Sequence[int]) -> Rendered:
     repository.write(ready.plan, folder / MODELS)
     shutil.rmtree(folder / BACKENDS, ignore_errors=True)
     (folder / BACKENDS).mkdir()
-    installation.prepare_backends(folder / BACKENDS)
-    return ready
+    return ready, installation.prepare_backends(folder / BACKENDS)
 
 
 def check_weights(plan: Plan, models: Iterable[str]) -> None:

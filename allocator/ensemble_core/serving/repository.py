@@ -14,7 +14,6 @@ from ensemble_core.allocation.plan import Plan, Worker
 from ensemble_core.serving.workers import workers_of
 
 VERSION = "1"
-DEADLINE_SECONDS = 60  # for a worker's answer to one chunk
 # Defaults of Triton's own, which vary with its version.
 FILLED_IN = {"platform", "runtime", "default_model_filename", "version_policy", "optimization"}
 TYPES = {"uint8": pb.TYPE_UINT8, "float32": pb.TYPE_FP32}
@@ -90,13 +89,20 @@ def _front(plan: Plan) -> Any:
     config = pb.ModelConfig(name=plan.name, backend="averaging", max_batch_size=plan.max_batch_size)
     config.input.add(name="INPUT", data_type=TYPES[signature.input_type], dims=signature.input_shape)
     config.output.add(name="PROBABILITIES", data_type=pb.TYPE_FP32, dims=[signature.classes])
+    # Which members are in the average of a sample.
+    config.output.add(name="ANSWERED", data_type=pb.TYPE_BOOL, dims=[len(plan.members)])
     # One instance holds any number of requests at a time, and its workers' queues are shared by all of them.
     config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
     return _with_parameters(
         config,
         workers=workers_of(plan).model_dump_json(by_alias=True),
         segment_size=str(plan.segment_size),
-        deadline_seconds=str(DEADLINE_SECONDS),
+        rule=plan.answering.rule,
+        scores=plan.answering.scores,
+        routing=plan.answering.routing,
+        quorum=str(plan.answering.quorum or len(plan.members)),
+        retries=str(plan.answering.retries),
+        deadline_seconds=str(plan.answering.deadline_seconds),
     )
 
 

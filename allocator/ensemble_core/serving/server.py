@@ -40,6 +40,7 @@ class TritonServer:
         self.address = address
         self.restarts: list[float] = []  # monotonic times
         self.revivals: list[str] = []  # models whose process died
+        self.averaging = ""  # which averaging backend it has, for people to read
         self._temporary = tempfile.TemporaryDirectory(prefix=sharedmemory.new_prefix(), ignore_cleanup_errors=True)
         self.folder = Path(self._temporary.name)
         self._models = self.folder / "models"
@@ -55,7 +56,7 @@ class TritonServer:
     def __enter__(self) -> Self:
         try:
             self._models.mkdir()
-            installation.prepare_backends(self.folder / "backends")
+            self.averaging = installation.prepare_backends(self.folder / "backends")
             for folder in (sharedmemory.FOLDER, Path(tempfile.gettempdir())):
                 sharedmemory.sweep_dead(folder)
             self._thread.start()

@@ -1,187 +1,400 @@
 """Triton Python-based backend `averaging`: one front model that asks the members and averages what they answer.
 
-`execute` only queues: the answer is sent by the worker thread that brings the last part, so that the rows of concurrent
-requests share the workers. A request is answered once: with the average, or with the first error.
+It is for servers that cannot have the backend in C++ beside it, and does the same at a higher cost: every sample is
+copied for a member that does not take references.
 
-Model parameters: `workers` (JSON: members, their weights and workers), `segment_size`, `deadline_seconds` (a request
-fails if one of its chunks takes a worker longer).
+`execute` only queues: the answer is sent by the worker thread that brings the last part, so that the rows of concurrent
+requests share the workers. A request is answered once.
+
+Model parameters: `workers` (JSON: members, their weights and workers), `segment_size`, `rule`, `scores`, `routing`,
+`quorum`, `retries`, `deadline_seconds`; see docs/serving.md.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
+import weakref
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb
 from regions import Regions
-from routing import Average, Chunk, Queue
+from routing import Chunk, Combiner, Router, Rule
 from tensors import tensor
 
-SHORTEST_NAP = 0.2  # seconds between looks at overdue workers
-DEPTH = 2  # chunks of a worker in flight: one it works on, one that waits in Triton for it
+LOOK_SECONDS = 0.1  # between looks for overdue and cancelled requests
+DEPTH = 2  # calls of a worker in flight: one it works on, one that waits in Triton for it
+LONGEST = 1000  # characters of an error's message, or a few more
+
+WAIT_TIME, WAITS = "ensemble_wait_microseconds_total", "ensemble_wait_requests_total"
+REQUESTS, CALLS = "ensemble_requests_total", "ensemble_calls_total"
+SAMPLES, COPIED = "ensemble_samples_total", "ensemble_copied_bytes_total"
+DESCRIPTIONS = {
+    WAIT_TIME: "Microseconds that requests waited for members",
+    WAITS: "Requests that every member has begun with",
+    REQUESTS: "Requests by how they ended",
+    CALLS: "Calls of a member's worker by how they ended",
+    SAMPLES: "Samples that a member's worker has answered",
+    COPIED: "Bytes of requests' inputs that had to be copied for members",
+}
+OUTCOMES = ("complete", "partial", "failed", "deadline", "cancelled")
+REASONS = ("answered", "not_finite", "invalid", "failed", "late")
 
 
-class Waits:
-    """How long requests wait until every member has begun with them, as counters beside Triton's own.
+@dataclass(frozen=True)
+class Settings:
+    """What a front model is told by its configuration; ValueError if it cannot be right."""
 
-    Triton's queue time of this model says nothing: `execute` takes every request at once.
+    model: str
+    members: list[dict[str, Any]]
+    weights: list[float]  # their sum is 1
+    shape: tuple[int, ...]  # of one sample's answer
+    rule: Rule
+    routing: Any
+    segment: int
+    quorum: int
+    retries: int
+    deadline: float  # seconds
+
+    @classmethod
+    def parse(cls, config: dict[str, Any]) -> Settings:
+        given = {name: value["string_value"] for name, value in config["parameters"].items()}
+        members = json.loads(given["workers"])["members"]
+        for name, allowed in {
+            "rule": ("average", "weighted", "vote"),
+            "scores": ("probabilities", "logits"),
+            "routing": ("pull", "weights"),
+        }.items():
+            if given.setdefault(name, {"rule": "weighted"}.get(name, allowed[0])) not in allowed:
+                raise ValueError(f"averaging: {name}: '{given[name]}' is none of {', '.join(allowed)}")
+        if not members:
+            raise ValueError("averaging: workers: there are no members")
+        for member in members:
+            where, weight = f"averaging: workers: member {member['model']}", member["weight"]
+            if not member["workers"]:
+                raise ValueError(f"{where}: it has no workers")
+            if not weight > 0:
+                raise ValueError(f"{where}: weight: {weight} is not above 0")
+        weights = [1.0 if given["rule"] == "average" else float(member["weight"]) for member in members]
+        quorum = int(given.get("quorum", "0"))
+        if not 0 <= quorum <= len(members):
+            raise ValueError(f"averaging: quorum: {quorum} is not from 0 to {len(members)}")
+        return cls(
+            model=config["name"],
+            members=members,
+            weights=[weight / sum(weights) for weight in weights],
+            shape=tuple(int(size) for size in config["output"][0]["dims"]),
+            rule=Rule(given["rule"] == "vote", given["scores"] == "logits"),
+            routing=given["routing"],
+            segment=int(given.get("segment_size", "128")),
+            quorum=quorum or len(members),
+            retries=int(given.get("retries", "0")),
+            deadline=float(given.get("deadline_seconds", "60")),
+        )
+
+    @property
+    def may_miss(self) -> bool:
+        return self.quorum < len(self.members)
+
+
+class Meter:
+    """What happens, counted at Triton's metrics endpoint.
+
+    Triton's queue time of this model says nothing: `execute` takes every request at once. Counts are kept here until
+    `flush`, for each that is told costs a message to the server.
     """
 
-    def __init__(self, model: str) -> None:
-        labels = {"model": model}
+    def __init__(self, settings: Settings) -> None:
+        # Triton would take a counter that two loads of the model share from the second when the first is unloaded.
+        model = {"model": settings.model, "load": str(os.getpid())}
         # A family ends with the object that stands for it, and its metrics with it.
-        self._families = [
-            pb.MetricFamily(name=name, description=description, kind=pb.MetricFamily.COUNTER)
-            for name, description in (
-                ("ensemble_wait_microseconds_total", "Microseconds that requests waited for members"),
-                ("ensemble_wait_requests_total", "Requests that every member has begun with"),
-            )
-        ]
-        self._waits, self._requests = (family.Metric(labels=labels) for family in self._families)
+        self._families = {
+            name: pb.MetricFamily(name=name, description=description, kind=pb.MetricFamily.COUNTER)
+            for name, description in DESCRIPTIONS.items()
+        }
+        self._metrics: dict[tuple[str, ...], Any] = {}
+        for name in (WAIT_TIME, WAITS, COPIED):
+            self._add((name,), model)
+        for outcome in OUTCOMES:
+            self._add((REQUESTS, outcome), {**model, "outcome": outcome})
+        for member in settings.members:
+            for worker in member["workers"]:
+                labels = {**model, "member": member["model"], "worker": worker["model"]}
+                self._add((SAMPLES, member["model"], worker["model"]), labels)
+                for reason in REASONS:
+                    self._add((CALLS, member["model"], worker["model"], reason), {**labels, "reason": reason})
+        self._counts: Counter[tuple[str, ...]] = Counter()
+        self._lock = threading.Lock()
 
-    def tell(self, seconds: float) -> None:
-        self._waits.increment(round(seconds * 1e6))
-        self._requests.increment(1)
+    def add(self, *key: str, count: int = 1) -> None:
+        with self._lock:
+            self._counts[key] += count
+
+    def flush(self) -> None:
+        with self._lock:
+            counts, self._counts = self._counts, Counter()
+        for key, count in counts.items():
+            self._metrics[key].increment(count)
+
+    def _add(self, key: tuple[str, ...], labels: dict[str, str]) -> None:
+        self._metrics[key] = self._families[key[0]].Metric(labels=labels)
 
 
 class Job:
     """A request on its way: its input rows and the sum of the answers so far."""
 
-    def __init__(
-        self,
-        request: Any,
-        average: Average,
-        samples: npt.NDArray[Any],
-        place: tuple[str, int],
-        waits: Waits,
-        members: int,
-    ) -> None:
-        self._waits, self._not_begun, self._since = waits, members, time.monotonic()
+    def __init__(self, request: Any, settings: Settings, meter: Meter, regions: Regions) -> None:
+        samples = np.from_dlpack(pb.get_input_tensor_by_name(request, "INPUT"))
+        if len(samples) == 0:
+            raise ValueError("a request needs at least one sample")
         self.samples = samples
-        self.key, self.offset = place
-        self._average = average
+        self.key, self.offset = regions.find(samples)
+        meter.add(COPIED, count=samples.nbytes)  # by Triton, into the memory that it shares with this process
+        self._settings, self._meter = settings, meter
+        self._combiner = Combiner(len(samples), settings.shape, settings.weights, settings.rule)
+        self._not_begun = set(range(len(settings.members)))
+        self._left = [len(samples)] * len(settings.members)  # rows of each member
+        self._lost = np.zeros(len(samples), np.int64)  # members that will not answer a row
+        self._failures: list[str] = []
+        self._since = time.monotonic()
+        self.deadline = self._since + settings.deadline
         self._request = request  # owns the memory of the samples
         self._sender = request.get_response_sender()
         self._lock = threading.Lock()
-        self.answered = False
+        self.over = False
 
-    def add(self, chunk: Chunk[Job], answer: npt.NDArray[Any], weight: float) -> None:
-        with self._lock:
-            if not self.answered and self._average.add(chunk.start, chunk.stop, answer, weight):
-                self._answer(pb.InferenceResponse([tensor("PROBABILITIES", self._average.result())]))
+    def cancelled(self) -> bool:
+        return bool(self._request.is_cancelled())
 
-    def begin(self) -> None:
+    def begin(self, member: int) -> None:
         """A member begins with it."""
         with self._lock:
-            self._not_begun -= 1
-            if self._not_begun == 0:
-                self._waits.tell(time.monotonic() - self._since)
+            if self._not_begun == {member}:
+                self._meter.add(WAIT_TIME, count=round((time.monotonic() - self._since) * 1e6))
+                self._meter.add(WAITS)
+            self._not_begun.discard(member)
 
-    def fail(self, message: str) -> None:
+    def add(self, member: int, chunk: Chunk[Job], answer: npt.NDArray[Any], where: str) -> str:
+        """Add an answer; returns how its call has ended. ValueError if the answer is none for these rows."""
         with self._lock:
-            if not self.answered:
-                self._answer(pb.InferenceResponse(error=pb.TritonError(message)))
+            if self.over:
+                return "late"
+            lost = self._combiner.add(member, chunk.start, chunk.stop, answer)
+            for row in lost:
+                self._lose(member, row, row + 1, f"{where}: rows {row}-{row}: the answer is not finite")
+            self._settle(member, chunk.stop - chunk.start - len(lost))
+            return "not_finite" if lost else "answered"
 
-    def _answer(self, response: Any) -> None:
-        self.answered = True
-        self._sender.send(response, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    def lose(self, member: int, start: int, stop: int, why: str) -> None:
+        """A member will not answer these rows."""
+        with self._lock:
+            if not self.over:
+                self._lose(member, start, stop, why)
+
+    def cancel(self) -> None:
+        with self._lock:
+            if not self.over:
+                self._refuse("cancelled", "averaging: the request was cancelled", pb.TritonError.CANCELLED)
+
+    def give_up(self) -> None:
+        """Its deadline has passed: answer if the quorum has, for every row."""
+        with self._lock:
+            if self.over:
+                return
+            if self._combiner.fewest() >= self._settings.quorum:
+                self._answer("partial")
+                return
+            for left, member in zip(self._left, self._settings.members, strict=True):
+                if left:
+                    self._failures.append(f"member {member['model']}: no answer within {self._settings.deadline:g} s")
+            self._refuse("deadline", self._problems())
+
+    def _lose(self, member: int, start: int, stop: int, why: str) -> None:
+        if sum(map(len, self._failures)) < LONGEST:
+            self._failures.append(f"member {self._settings.members[member]['model']}: {why}")
+        self._lost[start:stop] += 1
+        if self._lost.max() > len(self._settings.members) - self._settings.quorum and not self.over:
+            self._refuse("failed", self._problems())
+        self._settle(member, stop - start)
+
+    def _settle(self, member: int, rows: int) -> None:
+        self._left[member] -= rows
+        if not any(self._left) and not self.over:
+            self._answer("partial" if self._lost.any() else "complete")
+
+    def _problems(self) -> str:
+        settings = self._settings
+        few = f"fewer than {settings.quorum} of {len(settings.members)} members answered; " if settings.may_miss else ""
+        return f"averaging: {few}{'; '.join(self._failures)}"
+
+    def _answer(self, outcome: str) -> None:
+        answered = self._combiner.answered
+        tensors = [tensor("PROBABILITIES", self._combiner.result())]
+        if "ANSWERED" in self._request.requested_output_names():
+            tensors.append(tensor("ANSWERED", answered))
+        names = [self._settings.members[member]["model"] for member in np.flatnonzero(answered.all(axis=0))]
+        self._send(outcome, response(tensors, {"answered": ",".join(names)}))
+
+    def _refuse(self, outcome: str, message: str, code: int | None = None) -> None:
+        code = pb.TritonError.UNAVAILABLE if code is None else code
+        self._send(outcome, pb.InferenceResponse(error=pb.TritonError(message, code)))
+
+    def _send(self, outcome: str, answer: Any) -> None:
+        self.over = True
+        self._meter.add(REQUESTS, outcome)
+        self._meter.flush()
+        self._sender.send(answer, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+
+def response(tensors: list[Any], parameters: dict[str, str]) -> Any:
+    """A response with parameters, where the server's Python backend can send any."""
+    if "parameters" in (pb.InferenceResponse.__init__.__doc__ or ""):
+        return pb.InferenceResponse(tensors, parameters=parameters)
+    return pb.InferenceResponse(tensors)
 
 
 class Slot:
-    """A thread's place at a worker: what it has asked it, and since when."""
+    """A thread's place at a worker: what it has asked it."""
 
-    def __init__(self) -> None:
+    def __init__(self, worker: int) -> None:
+        self.worker = worker
         self.chunk: Chunk[Job] | None = None
-        self.since = 0.0
+        self.overdue = False
 
 
 class Member:
     """A member's queue and its workers' threads."""
 
-    def __init__(self, member: dict[str, Any], weight: float, segment_size: int) -> None:
+    def __init__(self, index: int, settings: Settings, meter: Meter) -> None:
+        member = settings.members[index]
+        self._index, self._retries, self._meter = index, settings.retries, meter
         self.name: str = member["model"]
-        self._weight = weight
-        self._queue: Queue[Job] = Queue(segment_size)
+        self._workers: list[dict[str, Any]] = member["workers"]
+        shares = [(worker["batch"], worker.get("share", 1.0)) for worker in self._workers]
+        self._router: Router[Job] = Router(shares, settings.segment, settings.routing, settings.may_miss)
         self._ready = threading.Condition()
         self._stopped = False
-        self._slots: list[Slot] = []
-        self._threads = [
-            threading.Thread(target=self._work, args=(worker, slot), daemon=True)
-            for worker in member["workers"]
-            for slot in self._new_slots()
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._slots = list(self._new_slots())
+        for slot in self._slots:
+            threading.Thread(target=self._work, args=(slot,), daemon=True).start()
 
     def put(self, job: Job) -> None:
         with self._ready:
-            self._queue.put(job, len(job.samples))
+            self._router.put(job, len(job.samples), time.monotonic())
             self._ready.notify_all()
+        self._lose_hopeless()
+
+    def drop(self, job: Job) -> None:
+        """The request is over."""
+        with self._ready:
+            self._router.drop(job)
 
     def stop(self) -> None:
         with self._ready:
             self._stopped = True
             self._ready.notify_all()
 
-    def give_up(self, deadline: float) -> None:
-        """Fail the requests whose chunk is out for longer than the deadline, and all that wait if no worker is left."""
+    def look(self) -> None:
+        """Leave workers out that hold on to a request beyond its deadline."""
         now = time.monotonic()
         with self._ready:
-            late = [slot.chunk for slot in self._slots if slot.chunk is not None and now - slot.since > deadline]
-            waiting = self._queue.items() if len(late) == len(self._slots) else []
-        for job in {*waiting, *(chunk.item for chunk in late)}:
-            job.fail(f"averaging: member {self.name}: no answer within {deadline:g} s")
+            for slot in self._slots:
+                if slot.chunk is not None and not slot.overdue and slot.chunk.item.deadline <= now:
+                    slot.overdue = True
+                    self._router.overdue(slot.worker, +1)
+            self._ready.notify_all()
+        self._lose_hopeless()
 
     def _new_slots(self) -> Iterator[Slot]:
-        for _ in range(DEPTH):
-            self._slots.append(Slot())
-            yield self._slots[-1]
+        for worker in range(len(self._workers)):
+            for _ in range(DEPTH):
+                yield Slot(worker)
 
-    def _work(self, worker: dict[str, Any], slot: Slot) -> None:
-        while (chunk := self._next(worker["batch"], slot)) is not None:
+    def _work(self, slot: Slot) -> None:
+        worker = self._workers[slot.worker]
+        where = f"worker {worker['model']}"
+        while (chunk := self._next(slot)) is not None:
+            reason, problem = "answered", ""
             try:
-                chunk.item.add(chunk, ask(worker, chunk), self._weight)
+                answer = ask(worker, chunk, self._meter)
+                reason = "invalid"  # until it is added
+                reason = chunk.item.add(self._index, chunk, answer, where)
             except Exception as error:  # whatever it was, the client hears of it and the worker goes on
-                rows = f"rows {chunk.start}-{chunk.stop - 1}"
-                chunk.item.fail(f"averaging: member {self.name}: worker {worker['model']}: {rows}: {error}")
+                reason, problem = ("invalid" if reason == "invalid" else "failed"), str(error)
+            self._end(slot, reason, problem)
             del chunk  # the request's memory must not wait for the next one
 
-    def _next(self, batch_size: int, slot: Slot) -> Chunk[Job] | None:
-        """Wait for the next chunk of a request that has not failed; none when the model is unloaded."""
+    def _end(self, slot: Slot, reason: str, problem: str) -> None:
+        """A call has ended; the slot is free."""
+        chunk, worker, now = slot.chunk, self._workers[slot.worker], time.monotonic()
+        assert chunk is not None
+        lost = problem != "" and not chunk.item.over
+        reason = "late" if problem and not lost else reason
+        self._meter.add(CALLS, self.name, worker["model"], reason)
+        if reason == "answered":
+            self._meter.add(SAMPLES, self.name, worker["model"], count=chunk.stop - chunk.start)
         with self._ready:
             slot.chunk = None
-            while True:
-                while not self._queue and not self._stopped:
+            if slot.overdue:
+                slot.overdue = False
+                self._router.overdue(slot.worker, -1)
+            if not problem:
+                self._router.answered(slot.worker)
+            elif lost:
+                self._router.failed(slot.worker, now)
+                if chunk.retries < self._retries:
+                    self._router.retry(chunk, slot.worker, now)
+                    lost = False
+            self._ready.notify_all()
+        if lost:
+            rows = f"rows {chunk.start}-{chunk.stop - 1}"
+            chunk.item.lose(self._index, chunk.start, chunk.stop, f"worker {worker['model']}: {rows}: {problem}")
+        self._lose_hopeless()
+
+    def _lose_hopeless(self) -> None:
+        with self._ready:
+            hopeless = self._router.take_hopeless(time.monotonic())
+        for chunk in hopeless:
+            rows = f"rows {chunk.start}-{chunk.stop - 1}"
+            chunk.item.lose(self._index, chunk.start, chunk.stop, f"{rows}: none of its workers is in service")
+
+    def _next(self, slot: Slot) -> Chunk[Job] | None:
+        """Wait for the next chunk of a request that is not over; none when the model is unloaded."""
+        with self._ready:
+            while not self._stopped:
+                chunk = self._router.take(slot.worker, time.monotonic())
+                if chunk is None:
                     self._ready.wait()
-                if not self._queue:
-                    return None
-                chunk = self._queue.take(batch_size)
-                if not chunk.item.answered:
-                    if chunk.start == 0:
-                        chunk.item.begin()
-                    slot.chunk, slot.since = chunk, time.monotonic()
+                elif not chunk.item.over:
+                    slot.chunk = chunk
+                    chunk.item.begin(self._index)
                     return chunk
+        return None
 
 
-def ask(worker: dict[str, Any], chunk: Chunk[Job]) -> npt.NDArray[Any]:
+def ask(worker: dict[str, Any], chunk: Chunk[Job], meter: Meter) -> npt.NDArray[Any]:
     """A worker's answer for a chunk; RuntimeError with Triton's message if it has none.
 
     A worker with the input SEG gets a reference to the rows in shared memory, any other the rows themselves.
     """
     job = chunk.item
-    if worker["input"] == "SEG":
+    if worker.get("input") == "SEG":
         row = job.samples[:1].nbytes
         reference = np.array([job.offset + chunk.start * row, chunk.stop - chunk.start, row], np.int64)
         given, parameters = tensor("SEG", reference), {"shm_key": job.key}
     else:
         # A copy, for NumPy exports no array that may not be written. Each call needs a tensor of its own anyway: one
         # that several concurrent calls share loses its data.
-        given, parameters = tensor("INPUT", job.samples[chunk.start : chunk.stop].copy()), {}
+        rows = job.samples[chunk.start : chunk.stop].copy()
+        meter.add(COPIED, count=rows.nbytes)
+        given, parameters = tensor("INPUT", rows), {}
     response = pb.InferenceRequest(
         model_name=worker["model"],
         requested_output_names=["PROBABILITIES"],
@@ -196,28 +409,26 @@ def ask(worker: dict[str, Any], chunk: Chunk[Job]) -> npt.NDArray[Any]:
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
-        config = json.loads(args["model_config"])
-        parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
-        members = json.loads(parameters["workers"])["members"]
-        total = sum(member["weight"] for member in members)
-        self._shape = tuple(int(size) for size in config["output"][0]["dims"])
+        self._settings = Settings.parse(json.loads(args["model_config"]))
         self._regions = Regions()
-        self._waits = Waits(config["name"])
+        self._meter = Meter(self._settings)
+        # None is kept alive here: what a request holds goes as soon as nobody works on it.
+        self._jobs: weakref.WeakSet[Job] = weakref.WeakSet()
+        self._lock = threading.Lock()  # of the set
         self._stopped = threading.Event()
-        self._members = [
-            Member(member, member["weight"] / total, int(parameters["segment_size"])) for member in members
-        ]
-        self._watch = threading.Thread(target=self._look, args=(float(parameters["deadline_seconds"]),), daemon=True)
-        self._watch.start()
+        self._members = [Member(index, self._settings, self._meter) for index in range(len(self._settings.members))]
+        threading.Thread(target=self._look, daemon=True).start()
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
             try:
-                job = self._job(request)
+                job = Job(request, self._settings, self._meter, self._regions)
             except Exception as error:  # of one request; the others go on
-                response = pb.InferenceResponse(error=pb.TritonError(f"averaging: {error}"))
-                request.get_response_sender().send(response, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+                answer = pb.InferenceResponse(error=pb.TritonError(f"averaging: {error}", pb.TritonError.INVALID_ARG))
+                request.get_response_sender().send(answer, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
                 continue
+            with self._lock:
+                self._jobs.add(job)
             for member in self._members:
                 member.put(job)
 
@@ -226,14 +437,24 @@ class TritonPythonModel:
         for member in self._members:
             member.stop()
 
-    def _job(self, request: Any) -> Job:
-        samples = np.from_dlpack(pb.get_input_tensor_by_name(request, "INPUT"))
-        if len(samples) == 0:
-            raise ValueError("a request needs at least one sample")
-        average = Average(len(samples), self._shape, len(self._members))
-        return Job(request, average, samples, self._regions.find(samples), self._waits, len(self._members))
-
-    def _look(self, deadline: float) -> None:
-        while not self._stopped.wait(max(SHORTEST_NAP, deadline / 10)):
+    def _look(self) -> None:
+        while not self._stopped.wait(min(LOOK_SECONDS, self._settings.deadline / 4)):
+            self._end_jobs()
             for member in self._members:
-                member.give_up(deadline)
+                member.look()
+            self._meter.flush()
+
+    def _end_jobs(self) -> None:
+        """End requests that are cancelled or late, and forget those that are over."""
+        with self._lock:
+            jobs = list(self._jobs)
+        for job in jobs:
+            if not job.over and job.deadline <= time.monotonic():
+                job.give_up()
+            elif not job.over and job.cancelled():
+                job.cancel()
+            if job.over:
+                for member in self._members:
+                    member.drop(job)
+                with self._lock:
+                    self._jobs.discard(job)

@@ -2,19 +2,25 @@
 
 A request is cut into segments, each member has a queue of them, and a worker that is free takes the next chunk of its
 own batch size. So a fast worker gets more than a slow one without anybody knowing their speeds (thesis, section 8.3.3).
+Or they are dealt out in proportion to the workers' shares, which matters where workers share a device.
+
+The backend in C++ does the same (`core/router.h`, `core/combiner.h`).
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 Item = TypeVar("Item")
+
+ERRORS_IN_A_ROW = 3  # then a worker is out of service
+OUT_OF_SERVICE = 5.0  # seconds
 
 
 def segments(samples: int, size: int) -> Iterator[tuple[int, int]]:
@@ -29,53 +35,193 @@ class Chunk(Generic[Item]):
     item: Item
     start: int
     stop: int
+    retries: int = 0  # calls that failed before
 
 
-class Queue(Generic[Item]):
-    """The segments of one member that no worker has taken, oldest first. Not synchronised."""
+@dataclass
+class _Worker(Generic[Item]):
+    batch: int
+    share: float
+    queue: deque[Chunk[Item]] = field(default_factory=deque)  # for this worker alone
+    errors: int = 0  # in a row
+    out_until: float = 0.0
+    overdue: int = 0  # calls that have outlived their request
+    finish: float = 0.0  # virtual: samples dealt to it by its share
+    away: bool = False  # was out of service when it was last looked at
 
-    def __init__(self, segment_size: int) -> None:
-        self._segment_size = segment_size
-        self._waiting: deque[Chunk[Item]] = deque()
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    def put(self, item: Item, samples: int) -> None:
-        """Queue all rows of a request."""
-        self._waiting.extend(Chunk(item, start, stop) for start, stop in segments(samples, self._segment_size))
-
-    def take(self, batch_size: int) -> Chunk[Item]:
-        """The next at most `batch_size` rows of the oldest segment; IndexError if there is none. O(1)."""
-        head = self._waiting.popleft()
-        middle = min(head.start + batch_size, head.stop)
-        if middle < head.stop:
-            self._waiting.appendleft(Chunk(head.item, middle, head.stop))
-        return Chunk(head.item, head.start, middle)
-
-    def items(self) -> list[Item]:
-        """The requests that wait, one entry per segment."""
-        return [chunk.item for chunk in self._waiting]
+    def in_service(self, now: float) -> bool:
+        return self.overdue == 0 and self.out_until <= now
 
 
-class Average:
-    """The weighted sum of the members' answers, complete when every member has answered every row. Not synchronised.
+class Router(Generic[Item]):
+    """What waits for one member, and who takes it. Not synchronised; times are seconds of any clock.
 
-    Sums are float64, so that the order in which answers come does not show in the float32 result.
+    A worker is out of service for a while after several errors in a row, for one that fails at once would else take
+    everything, and while a call of it is overdue. If nobody is left, all are asked nevertheless, unless requests can do
+    without the member (`may_miss`): then what waits is hopeless.
     """
 
-    def __init__(self, samples: int, shape: tuple[int, ...], members: int) -> None:
-        self._sums = np.zeros((samples, *shape))
-        self._missing = samples * members  # rows
+    def __init__(
+        self,
+        workers: Sequence[tuple[int, float]],
+        segment_size: int,
+        routing: Literal["pull", "weights"] = "pull",
+        may_miss: bool = False,
+    ) -> None:
+        """`workers`: batch size and share of each."""
+        self._segment_size, self._routing, self._may_miss = segment_size, routing, may_miss
+        self._shared: deque[Chunk[Item]] = deque()
+        self._workers: list[_Worker[Item]] = [_Worker(batch, share) for batch, share in workers]
 
-    def add(self, start: int, stop: int, answer: npt.NDArray[Any], weight: float) -> bool:
-        """Add a member's answer for rows [start, stop); true when it was the last that was missing."""
+    def put(self, item: Item, samples: int, now: float = 0.0) -> None:
+        """Queue all rows of a request."""
+        self._look_who_is_away(now)
+        for start, stop in segments(samples, self._segment_size):
+            chunk = Chunk(item, start, stop)
+            if self._routing == "weights":
+                self._deal(chunk, now)
+            else:
+                self._shared.append(chunk)
+
+    def take(self, worker: int, now: float = 0.0) -> Chunk[Item] | None:
+        """The next chunk for a worker that is free, none if it is to wait."""
+        self._look_who_is_away(now)
+        asked = self._workers[worker]
+        usable = asked.in_service(now) if self._anyone(now) else not self._may_miss
+        queue = asked.queue or self._shared
+        if not usable or not queue:
+            return None
+        head = queue.popleft()
+        middle = min(head.start + asked.batch, head.stop)
+        if middle < head.stop:
+            queue.appendleft(Chunk(head.item, middle, head.stop, head.retries))
+        return Chunk(head.item, head.start, middle, head.retries)
+
+    def take_hopeless(self, now: float = 0.0) -> list[Chunk[Item]]:
+        """Remove what nobody is going to answer."""
+        found: list[Chunk[Item]] = []
+        if self._may_miss and not self._anyone(now):
+            for queue in (self._shared, *(worker.queue for worker in self._workers)):
+                found.extend(queue)
+                queue.clear()
+        return found
+
+    def drop(self, item: Item) -> None:
+        """Remove what waits for a request that is over."""
+        for queue in (self._shared, *(worker.queue for worker in self._workers)):
+            kept = [chunk for chunk in queue if chunk.item is not item]
+            queue.clear()
+            queue.extend(kept)
+
+    def answered(self, worker: int) -> None:
+        self._workers[worker].errors = 0
+
+    def failed(self, worker: int, now: float = 0.0) -> None:
+        state = self._workers[worker]
+        state.errors += 1
+        if state.errors >= ERRORS_IN_A_ROW:
+            state.out_until = now + OUT_OF_SERVICE
+
+    def retry(self, chunk: Chunk[Item], failed_worker: int, now: float = 0.0) -> None:
+        """Queue a chunk again after a failed call, for another worker if there is one."""
+        count = len(self._workers)
+        others = [(failed_worker + step) % count for step in range(1, count + 1)]
+        able = [worker for worker in others if self._workers[worker].in_service(now)]
+        chosen = self._workers[(able or others)[0]]
+        chosen.queue.appendleft(Chunk(chunk.item, chunk.start, chunk.stop, chunk.retries + 1))
+
+    def overdue(self, worker: int, calls: int) -> None:
+        """So many more calls of a worker are overdue; fewer, if negative."""
+        self._workers[worker].overdue += calls
+
+    def _anyone(self, now: float) -> bool:
+        return any(worker.in_service(now) for worker in self._workers)
+
+    def _deal(self, chunk: Chunk[Item], now: float) -> None:
+        """Deal rows out in pieces of the workers' batch sizes; each goes to who would be finished first."""
+        able = [worker for worker in self._workers if worker.in_service(now)] or self._workers
+        start = chunk.start
+        while start < chunk.stop:
+            left = chunk.stop - start
+            best = min(able, key=lambda worker: worker.finish + min(worker.batch, left) / worker.share)
+            rows = min(best.batch, left)
+            best.finish += rows / best.share
+            best.queue.append(Chunk(chunk.item, start, start + rows, chunk.retries))
+            start += rows
+
+    def _look_who_is_away(self, now: float) -> None:
+        """Give what waits for workers out of service to those that are left; who is back starts level with them."""
+        orphaned: list[Chunk[Item]] = []
+        anyone = self._anyone(now)
+        for worker in self._workers:
+            if not worker.in_service(now):
+                worker.away = True
+                if anyone:
+                    orphaned.extend(worker.queue)
+                    worker.queue.clear()
+            elif worker.away:
+                worker.away = False
+                worker.finish = max(other.finish for other in self._workers)
+        for chunk in orphaned:
+            self._deal(chunk, now)
+
+
+class Rule(NamedTuple):
+    """What becomes of a member's answer before it is added."""
+
+    votes: bool = False  # 1 for the class with the most, the lowest of equal ones
+    logits: bool = False  # the answers are logits
+
+    def apply(self, answer: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Numbers float64 of the answer's shape; its last axis are the classes."""
+        if self.votes:
+            classes = np.arange(answer.shape[-1])
+            return (classes == answer.argmax(axis=-1)[..., None]).astype(np.float64)
+        numbers = answer.astype(np.float64)
+        if self.logits:
+            numbers = np.exp(numbers - numbers.max(axis=-1, keepdims=True))
+            numbers /= numbers.sum(axis=-1, keepdims=True)
+        return numbers
+
+
+class Combiner:
+    """The sum of the members' answers to one request. Not synchronised.
+
+    Sums are float64, so that the order in which answers come does not show in the float32 result.
+
+    Args:
+        samples: Of the request.
+        shape: Of one sample's answer.
+        weights: Of the members; their sum is 1.
+        rule: How answers are added.
+    """
+
+    def __init__(self, samples: int, shape: tuple[int, ...], weights: Sequence[float], rule: Rule = Rule()) -> None:  # noqa: B008
+        self._sums = np.zeros((samples, *shape))
+        self._weights = np.array(weights)
+        self._rule = rule
+        self.answered = np.zeros((samples, len(weights)), np.bool_)  # whether a member is in a row's average
+
+    def add(self, member: int, start: int, stop: int, answer: npt.NDArray[Any]) -> list[int]:
+        """Add a member's answer for rows [start, stop); returns the rows left out because they are not finite."""
         rows = self._sums[start:stop]
         if answer.shape != rows.shape:
-            raise ValueError(f"the answer has shape {answer.shape}, not {rows.shape}")
-        rows += answer * np.float64(weight)
-        self._missing -= stop - start
-        return self._missing == 0
+            raise ValueError(f"the answer has shape {list(answer.shape)}, not {list(rows.shape)}")
+        if answer.dtype != np.float32:
+            raise ValueError("the answer is not FP32")
+        good = np.isfinite(answer).reshape(len(answer), -1).all(axis=1)
+        if good.all():
+            rows += self._weights[member] * self._rule.apply(answer)
+        else:
+            rows[good] += self._weights[member] * self._rule.apply(answer[good])
+        self.answered[start:stop, member] = good
+        return [start + int(row) for row in np.flatnonzero(~good)]
+
+    def fewest(self) -> int:
+        """The fewest members that any row has."""
+        return int(self.answered.sum(axis=1).min())
 
     def result(self) -> npt.NDArray[np.float32]:
-        return self._sums.astype(np.float32)
+        """The averages; where members are missing, the others' weights count for the whole."""
+        totals = np.where(self.answered.all(axis=1), 1.0, self.answered @ self._weights)
+        return (self._sums / totals.reshape(-1, *[1] * (self._sums.ndim - 1))).astype(np.float32)

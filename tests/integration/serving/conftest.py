@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ensemble_core.allocation.plan import DeviceRow, Member, Plan, Worker
 from ensemble_core.library.records import Signature
+from ensemble_core.serving.installation import CHOICE
 from ensemble_core.serving.server import TritonServer
 
 SHAPE, CLASSES, FRAGILE_FROM = (8, 8, 1), 10, 200
@@ -145,9 +146,11 @@ def plan(ensemble: Ensemble) -> Plan:
     return ensemble.plan((0, 0, 32), (0, 1, 48), (1, 1, 128), (2, 0, 16))
 
 
-@pytest.fixture(scope="module")
-def server(plan: Plan) -> Iterator[TritonServer]:
-    """A server with the plan applied; tests leave it so."""
-    with TritonServer() as running:
-        running.apply(plan)
-        yield running
+@pytest.fixture(scope="module", params=["native", "python"])
+def server(plan: Plan, request: pytest.FixtureRequest) -> Iterator[TritonServer]:
+    """A server with the plan applied, for each averaging backend; tests leave it so."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv(CHOICE, request.param)
+        with TritonServer() as running:
+            running.apply(plan)
+            yield running

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from ensemble_core.serving import processes
-from ensemble_core.serving.installation import Ports
+from ensemble_core.serving.installation import CHOICE, Ports
 from ensemble_core.serving.process import choose
 
 SECONDS = 90
@@ -78,8 +78,11 @@ def progress(process: subprocess.Popen[str], report: Path) -> dict[str, str]:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_serve_answers_until_it_is_told_to_stop(plan, ensemble, spec, tmp_path, number):
+@pytest.mark.parametrize(
+    ("number", "averaging", "fronts"), [(signal.SIGTERM, "native", 0), (signal.SIGINT, "python", 1)]
+)
+def test_serve_answers_until_it_is_told_to_stop(plan, ensemble, spec, tmp_path, monkeypatch, number, averaging, fronts):
+    monkeypatch.setenv(CHOICE, averaging)
     with serving(spec, plan) as (process, report):
         told = progress(process, report)
         np.save(tmp_path / "x.npy", ensemble.samples(150))
@@ -93,11 +96,12 @@ def test_serve_answers_until_it_is_told_to_stop(plan, ensemble, spec, tmp_path, 
             for pid in (task / "children").read_text().split()
         ]
         pids = [each.pid for child in children for each in processes.group(child)]
-        assert len(pids) == 1 + len(plan.workers) + 1
+        assert len(pids) == 1 + len(plan.workers) + fronts
         process.send_signal(number)
         output, errors = process.communicate(timeout=SECONDS)
     assert (process.returncode, errors) == (0, "")
     assert f"ensemble predict --url {told['grpc']} --model front" in output
+    assert {"native": "averaged in C++", "python": "averaged in Python"}[averaging] in output
     assert json.loads(report.read_text())["state"] == "Succeeded"
     assert not any(processes.alive(pid) for pid in pids)
 

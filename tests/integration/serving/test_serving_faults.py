@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ensemble_core.serving import processes, repository
+from ensemble_core.allocation.plan import Answering
+from ensemble_core.serving import processes
 from ensemble_core.serving.client import predict
 from ensemble_core.serving.errors import ServingError
-from ensemble_core.serving.installation import Ports
+from ensemble_core.serving.installation import CHOICE, Ports
 from ensemble_core.serving.server import TritonServer
 from ensemble_core.serving.sharedmemory import FOLDER
 
@@ -63,6 +64,9 @@ def shared_memory_of(pid: int) -> list[str]:
 @pytest.mark.parametrize("model", ["m-1--cpu1--b128", "front"])
 def test_a_python_model_that_is_killed_is_loaded_again(server, plan, ensemble, model):
     killed, revivals = server.stub(model), len(server.revivals)
+    if killed is None:
+        assert "in C++" in server.averaging  # then the front model is no process
+        return
     os.kill(killed, signal.SIGKILL)
     wait_until(lambda: server.revivals[revivals:] == [model] and server.stub(model) != killed, "not revived")
     answered_again(server, plan, ensemble)
@@ -107,13 +111,13 @@ def test_a_server_that_is_killed_while_it_loads_keeps_nobody_waiting(plan, ensem
         answered_again(server, plan, ensemble)
 
 
-def test_a_member_that_does_not_answer_in_time_fails_its_requests(server, plan, ensemble, monkeypatch):
-    monkeypatch.setattr(repository, "DEADLINE_SECONDS", 0.2)
-    server.apply(plan)
+def test_a_member_that_does_not_answer_in_time_fails_its_requests(server, plan, ensemble):
+    server.apply(plan.model_copy(update={"answering": Answering(deadline_seconds=0.2)}))
     slow = ensemble.samples(1000)
     slow[700] = 190
     with pytest.raises(ServingError, match=r"member m-\d: no answer within 0.2 s"):
         predict(server.url, plan.name, slow)
+    server.apply(plan)
     answered_again(server, plan, ensemble)
 
 
@@ -128,7 +132,8 @@ def test_a_member_that_is_stopped_fails_its_requests(server, plan, ensemble):
     answered_again(server, plan, ensemble)
 
 
-def test_nothing_is_left_when_the_server_is_stopped(plan):
+def test_nothing_is_left_when_the_server_is_stopped(plan, monkeypatch):
+    monkeypatch.setenv(CHOICE, "python")  # the front model is a process, too
     with TritonServer() as server:
         server.apply(plan)
         pids = [process.pid for process in server.processes()]
@@ -139,7 +144,9 @@ def test_nothing_is_left_when_the_server_is_stopped(plan):
 
 
 @pytest.mark.parametrize("when", ["loading", "loaded"])
-def test_nothing_is_left_when_the_owner_is_killed(plan, when):
+def test_nothing_is_left_when_the_owner_is_killed(plan, when, monkeypatch):
+    monkeypatch.setenv(CHOICE, "python")
+
     def group() -> list[int]:
         return [member.pid for member in processes.group(leader) if processes.alive(member.pid)]
 

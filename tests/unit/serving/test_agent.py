@@ -62,6 +62,11 @@ def test_a_python_model_without_a_process_is_revived(wanted):
     assert found.load == found.unload == ("digits",)
 
 
+def test_a_front_model_that_is_no_process_is_not_taken_for_dead(wanted):
+    without = seen(wanted, alive=frozenset(PYTHON - {"digits"}), python=frozenset({"member"}))
+    assert find_repairs(wanted, without) == Repairs()
+
+
 def test_nothing_is_concluded_from_processes_that_cannot_be_seen(wanted):
     assert find_repairs(wanted, seen(wanted, alive=None)) == Repairs()
 

@@ -160,7 +160,7 @@ def test_cores_are_those_of_the_container_that_serves(content, tmp_path: Path):
     before = files(folder)
     rendered.prepare(folder, range(4))
     assert files(folder) == before
-    plan = rendered.prepare(folder, [9, 6, 8, 7, 5]).plan
+    plan = rendered.prepare(folder, [9, 6, 8, 7, 5])[0].plan
     assert [device.cores for device in plan.devices] == [(), (5, 6), (7, 8)]
     assert rendered.read(folder).plan == plan
     assert '"7,8"' in (folder / "models" / "m-1--cpu1--b128" / "config.pbtxt").read_text()

@@ -33,10 +33,24 @@ def test_the_front_model_has_the_members_signature(make_plan, kind, triton):
         ("INPUT", triton, [32, 16, 3])
     ]
     assert [(given.name, given.data_type, list(given.dims)) for given in front.output] == [
-        ("PROBABILITIES", pb.TYPE_FP32, [7])
+        ("PROBABILITIES", pb.TYPE_FP32, [7]),
+        ("ANSWERED", pb.TYPE_BOOL, [3]),
     ]
     assert [(group.kind, group.count) for group in front.instance_group] == [(pb.ModelInstanceGroup.KIND_CPU, 1)]
     assert front.parameters["segment_size"].string_value == "128"
+
+
+def test_the_front_model_is_told_how_answers_become_one(make_plan):
+    def told(**answering):
+        front = parsed(repository.render(make_plan(answering=answering)))["digits/config.pbtxt"]
+        names = ("rule", "scores", "routing", "quorum", "retries", "deadline_seconds")
+        return [front.parameters[name].string_value for name in names]
+
+    assert told() == ["weighted", "probabilities", "pull", "3", "0", "60.0"]
+    given = {"rule": "vote", "scores": "logits", "routing": "weights", "quorum": 2, "retries": 1}
+    assert told(**given, deadline_seconds=0.5) == ["vote", "logits", "weights", "2", "1", "0.5"]
+    with pytest.raises(ValueError, match="a quorum of 4 is more than all 3 members"):
+        make_plan(answering={"quorum": 4})
 
 
 def test_the_front_model_names_members_weights_and_workers(make_plan):

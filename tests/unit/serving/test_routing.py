@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensemble_core.serving.backends.averaging.routing import Average, Queue, segments
+from ensemble_core.serving.backends.averaging.routing import OUT_OF_SERVICE, Combiner, Router, Rule, segments
 
 sizes = st.integers(1, 40)
 
@@ -21,41 +21,111 @@ def test_segments_are_whole_but_the_last(samples, size):
 @given(
     requests=st.lists(st.integers(1, 100), max_size=5),
     segment_size=sizes,
-    batch_sizes=st.lists(sizes, min_size=1, max_size=3),
+    workers=st.lists(st.tuples(sizes, st.floats(0.1, 9)), min_size=1, max_size=3),
+    routing=st.sampled_from(["pull", "weights"]),
     data=st.data(),
 )
-def test_workers_that_pull_in_any_order_get_each_row_once(requests, segment_size, batch_sizes, data):
-    queue: Queue[int] = Queue(segment_size)
-    waiting = list(enumerate(requests))
-    seen: dict[int, list[int]] = {item: [] for item, _ in waiting}
-    while waiting or queue:
-        if waiting and (not queue or data.draw(st.booleans())):
-            queue.put(*waiting.pop(0))
+def test_workers_in_any_order_get_each_row_once(requests, segment_size, workers, routing, data):
+    router: Router[int] = Router(workers, segment_size, routing)
+    for item, samples in enumerate(requests):
+        router.put(item, samples)
+    seen: dict[int, list[int]] = {item: [] for item, _ in enumerate(requests)}
+    able = set(range(len(workers)))
+    while able:
+        worker = data.draw(st.sampled_from(sorted(able)))
+        chunk = router.take(worker)
+        if chunk is None:
+            able.remove(worker)
             continue
-        batch_size = data.draw(st.sampled_from(batch_sizes))
-        chunk = queue.take(batch_size)
-        assert 1 <= chunk.stop - chunk.start <= batch_size
+        assert 1 <= chunk.stop - chunk.start <= workers[worker][0]
         assert chunk.start // segment_size == (chunk.stop - 1) // segment_size
         seen[chunk.item].extend(range(chunk.start, chunk.stop))
-    assert seen == {item: list(range(samples)) for item, samples in enumerate(requests)}
+    assert {item: sorted(rows) for item, rows in seen.items()} == {
+        item: list(range(samples)) for item, samples in enumerate(requests)
+    }
+
+
+def taken(router: Router[str], worker: int, now: float = 0.0) -> list[tuple[str, int, int]]:
+    chunks = iter(lambda: router.take(worker, now), None)
+    return [(chunk.item, chunk.start, chunk.stop) for chunk in chunks]
+
+
+def rows(router: Router[str], worker: int, now: float = 0.0) -> int:
+    return sum(stop - start for _, start, stop in taken(router, worker, now))
 
 
 def test_older_requests_come_first():
-    queue: Queue[str] = Queue(4)
-    queue.put("old", 6)
-    queue.put("new", 2)
-    assert queue.items() == ["old", "old", "new"]
-    taken = []
-    while queue:
-        chunk = queue.take(3)
-        taken.append((chunk.item, chunk.start, chunk.stop))
-    assert taken == [("old", 0, 3), ("old", 3, 4), ("old", 4, 6), ("new", 0, 2)]
+    router: Router[str] = Router([(3, 1.0)], 4)
+    router.put("old", 6)
+    router.put("new", 2)
+    assert taken(router, 0) == [("old", 0, 3), ("old", 3, 4), ("old", 4, 6), ("new", 0, 2)]
 
 
-def test_an_empty_queue_has_nothing_to_take():
-    queue: Queue[str] = Queue(4)
-    with pytest.raises(IndexError):
-        queue.take(1)
+def test_by_weights_rows_go_in_proportion_to_the_shares_over_requests():
+    router: Router[str] = Router([(8, 1.0), (8, 3.0)], 128, "weights")
+    for _ in range(100):
+        router.put("request", 8)
+    assert [rows(router, worker) for worker in (0, 1)] == [200, 600]
+
+
+def test_a_retry_goes_to_another_worker_in_its_batch_size():
+    router: Router[str] = Router([(8, 9.0), (3, 1.0)], 128, "weights")
+    router.put("request", 8)
+    chunk = router.take(0)
+    router.failed(0)
+    router.retry(chunk, 0)
+    assert taken(router, 0) == []
+    assert taken(router, 1) == [("request", 0, 3), ("request", 3, 6), ("request", 6, 8)]
+
+
+def test_an_only_worker_is_asked_again():
+    router: Router[str] = Router([(8, 1.0)], 128)
+    router.put("request", 8)
+    router.retry(router.take(0), 0)
+    assert router.take(0).retries == 1
+
+
+@pytest.mark.parametrize("routing", ["pull", "weights"])
+def test_who_fails_three_times_in_a_row_is_left_out_for_a_while(routing):
+    router: Router[str] = Router([(1, 9.0), (1, 1.0)], 128, routing)
+    router.put("request", 100)
+    for _ in range(3):
+        router.take(0)
+        router.failed(0)
+    assert (rows(router, 0), rows(router, 1)) == (0, 97)
+    router.put("later", 100, OUT_OF_SERVICE)
+    assert rows(router, 0, OUT_OF_SERVICE) >= 88
+    assert rows(router, 1, OUT_OF_SERVICE) <= 12
+
+
+def test_an_overdue_worker_gets_nothing_until_it_answers():
+    router: Router[str] = Router([(1, 9.0), (1, 1.0)], 128, "weights")
+    router.put("request", 40)
+    router.overdue(0, +1)
+    assert (rows(router, 0), rows(router, 1)) == (0, 40)
+    router.overdue(0, -1)
+    router.put("request", 40)
+    assert rows(router, 0) > 0
+
+
+@pytest.mark.parametrize("may_miss", [False, True])
+def test_if_nobody_is_in_service_all_are_asked_unless_the_member_may_be_missed(may_miss):
+    router: Router[str] = Router([(1, 1.0)], 128, may_miss=may_miss)
+    router.put("request", 10)
+    for _ in range(3):
+        router.take(0)
+        router.failed(0)
+    hopeless = sum(chunk.stop - chunk.start for chunk in router.take_hopeless())
+    assert (hopeless, rows(router, 0)) == ((7, 0) if may_miss else (0, 7))
+
+
+@pytest.mark.parametrize("routing", ["pull", "weights"])
+def test_a_dropped_request_is_forgotten(routing):
+    router: Router[str] = Router([(1, 1.0), (1, 1.0)], 4, routing)
+    router.put("gone", 300)
+    router.put("kept", 3)
+    router.drop("gone")
+    assert sorted(taken(router, 0) + taken(router, 1)) == [("kept", 0, 1), ("kept", 1, 2), ("kept", 2, 3)]
 
 
 @given(samples=st.integers(1, 30), size=sizes, members=st.integers(1, 4), seed=st.integers(0, 99))
@@ -66,10 +136,12 @@ def test_the_average_is_the_weighted_mean_in_whatever_order_answers_come(samples
     parts = [(member, start, stop) for member in range(members) for start, stop in segments(samples, size)]
 
     def averaged(order):
-        average = Average(samples, (5,), members)
-        complete = [average.add(start, stop, answers[m, start:stop], weights[m]) for m, start, stop in order]
-        assert complete == [False] * (len(parts) - 1) + [True]
-        return average.result()
+        combiner = Combiner(samples, (5,), weights)
+        for m, start, stop in order:
+            assert combiner.fewest() < members
+            assert combiner.add(m, start, stop, answers[m, start:stop]) == []
+        assert combiner.fewest() == members
+        return combiner.result()
 
     result = averaged(parts)
     np.testing.assert_allclose(result, np.tensordot(weights, answers, 1), atol=1e-6)
@@ -77,7 +149,24 @@ def test_the_average_is_the_weighted_mean_in_whatever_order_answers_come(samples
     assert result.dtype == np.float32
 
 
-def test_an_answer_of_another_shape_is_refused():
-    average = Average(4, (5,), 1)
-    with pytest.raises(ValueError, match=r"shape \(2, 6\), not \(2, 5\)"):
-        average.add(0, 2, np.zeros((2, 6), np.float32), 1.0)
+def test_a_row_without_a_member_is_the_average_of_the_others():
+    combiner = Combiner(3, (2,), [0.5, 0.25, 0.25])
+    combiner.add(0, 0, 3, np.full((3, 2), 4, np.float32))
+    lost = combiner.add(1, 1, 3, np.array([[1, 1], [1, np.nan]], np.float32))
+    assert lost == [2]
+    np.testing.assert_allclose(combiner.result(), [[4, 4], [3, 3], [4, 4]])
+    assert combiner.answered.tolist() == [[True, False, False], [True, True, False], [True, False, False]]
+
+
+def test_votes_go_to_the_lowest_of_equal_classes_and_logits_become_probabilities():
+    answer = np.array([[0, np.log(3)], [2, 2]], np.float32)
+    np.testing.assert_array_equal(Rule(votes=True, logits=True).apply(answer), [[0, 1], [1, 0]])
+    np.testing.assert_allclose(Rule(logits=True).apply(answer), [[0.25, 0.75], [0.5, 0.5]], atol=1e-7)
+
+
+def test_an_answer_of_another_shape_or_type_is_refused():
+    combiner = Combiner(4, (5,), [1.0])
+    with pytest.raises(ValueError, match=r"shape \[2, 6\], not \[2, 5\]"):
+        combiner.add(0, 0, 2, np.zeros((2, 6), np.float32))
+    with pytest.raises(ValueError, match="not FP32"):
+        combiner.add(0, 0, 2, np.zeros((2, 5)))

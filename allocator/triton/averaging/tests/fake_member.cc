@@ -5,10 +5,11 @@
 //   gain        is added to all of it, times the first number of the sample
 //   delay_us    a call takes so long
 //   fail_first  so many calls fail; -1: all
-//   special     what happens to calls with a sample whose first number is 99: nan, fail, hold
-//   gate        calls are held until there are so many, and then all answered
+//   special     what happens to calls with a sample whose first number is 99: nan, fail, hold, hang
+//   gate        calls are held until there are so many, of all models with a gate, and then all answered
 //   tell        "address": the answer is where the sample lies, in units of 2^24 and the rest
-// Held calls are answered by a call with a sample whose first number is 98, or fail when they are cancelled.
+// Calls on hold or hanging are answered by a call with a sample whose first number is 98; those on hold fail when they are
+// cancelled.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -35,8 +36,11 @@ using namespace averaging;
 constexpr float kSpecial = 99, kRelease = 98;
 constexpr TRITONSERVER_DataType kUint8 = static_cast<TRITONSERVER_DataType>(2);
 
+class Member;
+
 // A request that the member has not answered yet.
 struct Call {
+  Member* member;
   TRITONBACKEND_ModelInstance* instance;
   TRITONBACKEND_Request* request;
 };
@@ -92,6 +96,26 @@ uint64_t now_ns() {
   return static_cast<uint64_t>(std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1));
 }
 
+// Where calls wait for each other.
+class Gate {
+ public:
+  static Gate& the() {
+    static Gate gate;
+    return gate;
+  }
+
+  // Takes a call in; all of them come out when there are enough.
+  std::vector<Call> pass(const Call& call, size_t enough) {
+    const std::lock_guard lock(mutex_);
+    held_.push_back(call);
+    return held_.size() < enough ? std::vector<Call>() : std::exchange(held_, {});
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<Call> held_;
+};
+
 class Member {
  public:
   explicit Member(const std::string& config) {
@@ -133,17 +157,19 @@ class Member {
       const std::lock_guard lock(mutex_);
       fail |= fail_first_ != 0;
       if (fail_first_ > 0) fail_first_--;
-      if (gate_ > 0 || (special && special_ == "hold")) {
+      if (gate_ > 0) {
+        ended = Gate::the().pass(call, gate_);
+      } else if (special && (special_ == "hold" || special_ == "hang")) {
         held_.push_back(call);
       } else {
         ended.push_back(call);
       }
-      if (release || (gate_ > 0 && held_.size() >= gate_)) {
+      if (release) {
         ended.insert(ended.end(), held_.begin(), held_.end());
         held_.clear();
       }
     }
-    for (const Call& each : ended) end(each, fail ? "fake failure" : nullptr);
+    for (const Call& each : ended) each.member->end(each, fail ? "fake failure" : nullptr);
   }
 
  private:
@@ -250,7 +276,7 @@ FAKE_EXPORT TRITONSERVER_Error* TRITONBACKEND_ModelInstanceExecute(TRITONBACKEND
   return guarded([&] {
     TRITONBACKEND_Model* model = nullptr;
     check(TRITONBACKEND_ModelInstanceModel(instance, &model));
-    for (uint32_t i = 0; i < count; i++) member_of(model)->execute({instance, requests[i]});
+    for (uint32_t i = 0; i < count; i++) member_of(model)->execute({member_of(model), instance, requests[i]});
   });
 }
 

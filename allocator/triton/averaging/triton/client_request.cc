@@ -37,6 +37,9 @@ ClientRequest::ClientRequest(const Context& context, TRITONBACKEND_ModelInstance
 }
 
 ClientRequest::~ClientRequest() {
+  if (response_ != nullptr) {  // nobody could bring it to an end
+    log_if(guarded([&] { refuse(Refusal::kUnavailable, "the request was given up"); }));
+  }
   if (region_ != nullptr) context_.regions.give_back(std::move(region_));
   log_if(TRITONBACKEND_RequestRelease(request_, TRITONSERVER_REQUEST_RELEASE_ALL));
 }

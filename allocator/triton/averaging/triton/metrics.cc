@@ -32,23 +32,23 @@ Family::Family(const char* name, const char* description) {
   family_.reset(family);
 }
 
-Metrics::Metrics(const Settings& settings)
+Metrics::Metrics(const Settings& settings, const std::string& load)
     : wait_time_family_("ensemble_wait_microseconds_total", "Microseconds that requests waited for members"),
       waits_family_("ensemble_wait_requests_total", "Requests that every member has begun with"),
       requests_family_("ensemble_requests_total", "Requests by how they ended"),
       calls_family_("ensemble_calls_total", "Calls of a member's worker by how they ended"),
       samples_family_("ensemble_samples_total", "Samples that a member's worker has answered"),
       copied_family_("ensemble_copied_bytes_total", "Bytes of requests' inputs that had to be copied for members"),
-      wait_time_(wait_time_family_.counter({{"model", settings.model}})),
-      waits_(waits_family_.counter({{"model", settings.model}})),
-      copied_bytes_(copied_family_.counter({{"model", settings.model}})) {
+      wait_time_(wait_time_family_.counter({{"model", settings.model}, {"load", load}})),
+      waits_(waits_family_.counter({{"model", settings.model}, {"load", load}})),
+      copied_bytes_(copied_family_.counter({{"model", settings.model}, {"load", load}})) {
   for (const char* end : kRequestEnds) {
-    requests_.push_back(requests_family_.counter({{"model", settings.model}, {"outcome", end}}));
+    requests_.push_back(requests_family_.counter({{"model", settings.model}, {"load", load}, {"outcome", end}}));
   }
   for (const Member& member : settings.members) {
     auto& counters = workers_.emplace_back();
     for (const Worker& worker : member.workers) {
-      Labels labels{{"model", settings.model}, {"member", member.name}, {"worker", worker.model}};
+      Labels labels{{"model", settings.model}, {"load", load}, {"member", member.name}, {"worker", worker.model}};
       WorkerCounters of_worker{{}, samples_family_.counter(labels)};
       labels.emplace_back("reason", "");
       for (const char* end : kCallEnds) {

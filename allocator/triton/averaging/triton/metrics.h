@@ -39,7 +39,9 @@ class Family {
 
 class Metrics : public Meter {
  public:
-  explicit Metrics(const Settings& settings);
+  // `load` tells this load of the model from others: Triton would take a counter that two of them share from the second
+  // when the first is unloaded.
+  Metrics(const Settings& settings, const std::string& load);
 
   void call_ended(size_t member, size_t worker, int64_t rows, CallEnd end) override;
   void request_ended(RequestEnd end) override;

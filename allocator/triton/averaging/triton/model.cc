@@ -26,12 +26,17 @@ Settings settings_of(TRITONBACKEND_Model* model) {
   return Settings::parse(json_of(config));
 }
 
-// The server's name begins the names of its shared memory; two models, or one loaded twice, must not share any.
-std::string region_prefix(TRITONSERVER_Server* server) {
-  static std::atomic<unsigned> models{0};
+// Tells loads of models apart: while a model is loaded again, the server has it twice.
+std::string new_load() {
+  static std::atomic<unsigned> loads{0};
+  return std::to_string(loads++);
+}
+
+// The server's name begins the names of its shared memory.
+std::string region_prefix(TRITONSERVER_Server* server, const std::string& load) {
   TRITONSERVER_Message* metadata = nullptr;
   check(TRITONSERVER_ServerMetadata(server, &metadata));
-  return Json::parse(json_of(metadata)).at("name").string() + "averaging-" + std::to_string(models++) + "-";
+  return Json::parse(json_of(metadata)).at("name").string() + "averaging-" + load + "-";
 }
 
 // Sends an error as the response to a request that was not taken over, and gives it back.
@@ -46,13 +51,13 @@ void refuse(TRITONBACKEND_Request* request, const Error& error) noexcept {
 
 }  // namespace
 
-Model::Model(TRITONBACKEND_Model* model) : Model(model, server_of(model)) {}
+Model::Model(TRITONBACKEND_Model* model) : Model(model, server_of(model), new_load()) {}
 
-Model::Model(TRITONBACKEND_Model* model, TRITONSERVER_Server* server)
+Model::Model(TRITONBACKEND_Model* model, TRITONSERVER_Server* server, const std::string& load)
     : server_(server),
       settings_(settings_of(model)),
-      regions_(region_prefix(server)),
-      metrics_(settings_),
+      regions_(region_prefix(server, load)),
+      metrics_(settings_, load),
       engine_(settings_, *this, metrics_) {
   TRITONSERVER_ResponseAllocator* allocator = nullptr;
   check(TRITONSERVER_ResponseAllocatorNew(&allocator, MemberCall::allocate, MemberCall::release, nullptr));

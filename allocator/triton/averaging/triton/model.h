@@ -28,7 +28,7 @@ class Model : public Transport, public std::enable_shared_from_this<Model> {
   TRITONSERVER_ResponseAllocator* allocator() const { return allocator_.get(); }
 
  private:
-  Model(TRITONBACKEND_Model* model, TRITONSERVER_Server* server);
+  Model(TRITONBACKEND_Model* model, TRITONSERVER_Server* server, const std::string& load);
 
   TRITONSERVER_Server* const server_;
   const Settings settings_;
