@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -55,6 +56,7 @@ class Server:
     def __init__(self, folder: Path, kind: str) -> None:
         self.kind = kind
         self.folder = folder
+        self._numbers = itertools.count()
         self.process = ServerProcess(folder, "127.0.0.1", Ports(), threading.Event())
 
     @property
@@ -63,8 +65,9 @@ class Server:
 
     @contextlib.contextmanager
     def front(self, name: str, members: dict[str, list[Worker]], classes: int = 2, **parameters: Any) -> Iterator[str]:
-        """A front model of fake members, loaded meanwhile. Further parameters are the front model's own."""
+        """A front model of fake members, loaded meanwhile; its name. Further parameters are the front model's own."""
         workers = [worker for each in members.values() for worker in each]
+        name = f"{name}-{next(self._numbers)}"  # of which no earlier one is on its way out
         self._write_front(name, members, classes, parameters)
         for worker in workers:
             if worker.behaviour.get("missing") is None:

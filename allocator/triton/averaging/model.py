@@ -132,16 +132,18 @@ class Meter:
                     self._add((CALLS, member["model"], worker["model"], reason), {**labels, "reason": reason})
         self._counts: Counter[tuple[str, ...]] = Counter()
         self._lock = threading.Lock()
+        self._telling = threading.Lock()  # two threads that tell of one metric at a time would end the server
 
     def add(self, *key: str, count: int = 1) -> None:
         with self._lock:
             self._counts[key] += count
 
     def flush(self) -> None:
-        with self._lock:
-            counts, self._counts = self._counts, Counter()
-        for key, count in counts.items():
-            self._metrics[key].increment(count)
+        with self._telling:
+            with self._lock:
+                counts, self._counts = self._counts, Counter()
+            for key, count in counts.items():
+                self._metrics[key].increment(count)
 
     def _add(self, key: tuple[str, ...], labels: dict[str, str]) -> None:
         self._metrics[key] = self._families[key[0]].Metric(labels=labels)
@@ -170,9 +172,6 @@ class Job:
         self._lock = threading.Lock()
         self.over = False
 
-    def cancelled(self) -> bool:
-        return bool(self._request.is_cancelled())
-
     def begin(self, member: int) -> None:
         """A member begins with it."""
         with self._lock:
@@ -181,16 +180,20 @@ class Job:
                 self._meter.add(WAITS)
             self._not_begun.discard(member)
 
-    def add(self, member: int, chunk: Chunk[Job], answer: npt.NDArray[Any], where: str) -> str:
-        """Add an answer; returns how its call has ended. ValueError if the answer is none for these rows."""
+    def add(self, member: int, worker: str, chunk: Chunk[Job], answer: npt.NDArray[Any]) -> None:
+        """Add a worker's answer, and count its call. ValueError if the answer is none for these rows."""
+        call = (CALLS, self._settings.members[member]["model"], worker)
         with self._lock:
             if self.over:
-                return "late"
+                self._meter.add(*call, "late")
+                return
             lost = self._combiner.add(member, chunk.start, chunk.stop, answer)
+            self._meter.add(*call, "not_finite" if lost else "answered")
+            if not lost:
+                self._meter.add(SAMPLES, *call[1:], count=chunk.stop - chunk.start)
             for row in lost:
-                self._lose(member, row, row + 1, f"{where}: rows {row}-{row}: the answer is not finite")
+                self._lose(member, row, row + 1, f"worker {worker}: rows {row}-{row}: the answer is not finite")
             self._settle(member, chunk.stop - chunk.start - len(lost))
-            return "not_finite" if lost else "answered"
 
     def lose(self, member: int, start: int, stop: int, why: str) -> None:
         """A member will not answer these rows."""
@@ -198,23 +201,25 @@ class Job:
             if not self.over:
                 self._lose(member, start, stop, why)
 
-    def cancel(self) -> None:
-        with self._lock:
-            if not self.over:
-                self._refuse("cancelled", "averaging: the request was cancelled", pb.TritonError.CANCELLED)
-
-    def give_up(self) -> None:
-        """Its deadline has passed: answer if the quorum has, for every row."""
-        with self._lock:
+    def look(self) -> None:
+        """End it if its deadline has passed, or nobody wants the answer any more."""
+        with self._lock:  # the server must not be asked about a request that is answered at the same time
             if self.over:
                 return
-            if self._combiner.fewest() >= self._settings.quorum:
-                self._answer("partial")
-                return
-            for left, member in zip(self._left, self._settings.members, strict=True):
-                if left:
-                    self._failures.append(f"member {member['model']}: no answer within {self._settings.deadline:g} s")
-            self._refuse("deadline", self._problems())
+            if self.deadline <= time.monotonic():
+                self._give_up()
+            elif self._request.is_cancelled():
+                self._refuse("cancelled", "averaging: the request was cancelled", pb.TritonError.CANCELLED)
+
+    def _give_up(self) -> None:
+        """Answer if the quorum has, for every row."""
+        if self._combiner.fewest() >= self._settings.quorum:
+            self._answer("partial")
+            return
+        for left, member in zip(self._left, self._settings.members, strict=True):
+            if left:
+                self._failures.append(f"member {member['model']}: no answer within {self._settings.deadline:g} s")
+        self._refuse("deadline", self._problems())
 
     def _lose(self, member: int, start: int, stop: int, why: str) -> None:
         if sum(map(len, self._failures)) < LONGEST:
@@ -319,27 +324,23 @@ class Member:
 
     def _work(self, slot: Slot) -> None:
         worker = self._workers[slot.worker]
-        where = f"worker {worker['model']}"
         while (chunk := self._next(slot)) is not None:
-            reason, problem = "answered", ""
+            reason, problem = "failed", ""
             try:
                 answer = ask(worker, chunk, self._meter)
-                reason = "invalid"  # until it is added
-                reason = chunk.item.add(self._index, chunk, answer, where)
+                reason = "invalid"  # if it cannot be added
+                chunk.item.add(self._index, worker["model"], chunk, answer)
             except Exception as error:  # whatever it was, the client hears of it and the worker goes on
-                reason, problem = ("invalid" if reason == "invalid" else "failed"), str(error)
-            self._end(slot, reason, problem)
+                problem = str(error) or repr(error)
+            self._end(slot, chunk, reason, problem)
             del chunk  # the request's memory must not wait for the next one
 
-    def _end(self, slot: Slot, reason: str, problem: str) -> None:
-        """A call has ended; the slot is free."""
-        chunk, worker, now = slot.chunk, self._workers[slot.worker], time.monotonic()
-        assert chunk is not None
+    def _end(self, slot: Slot, chunk: Chunk[Job], reason: str, problem: str) -> None:
+        """A call has ended, with a problem or none; the slot is free."""
+        worker, now = self._workers[slot.worker], time.monotonic()
         lost = problem != "" and not chunk.item.over
-        reason = "late" if problem and not lost else reason
-        self._meter.add(CALLS, self.name, worker["model"], reason)
-        if reason == "answered":
-            self._meter.add(SAMPLES, self.name, worker["model"], count=chunk.stop - chunk.start)
+        if problem:
+            self._meter.add(CALLS, self.name, worker["model"], reason if lost else "late")
         with self._ready:
             slot.chunk = None
             if slot.overdue:
@@ -449,10 +450,7 @@ class TritonPythonModel:
         with self._lock:
             jobs = list(self._jobs)
         for job in jobs:
-            if not job.over and job.deadline <= time.monotonic():
-                job.give_up()
-            elif not job.over and job.cancelled():
-                job.cancel()
+            job.look()
             if job.over:
                 for member in self._members:
                     member.drop(job)

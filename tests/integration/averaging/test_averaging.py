@@ -306,26 +306,26 @@ def test_a_front_model_is_unloaded_when_its_requests_have_ended(server: Server):
 def test_a_front_model_is_loaded_again_under_load(server: Server):
     stop, wrong, answered = threading.Event(), [], []
 
-    def client(seed: int) -> None:
+    def client(front: str, seed: int) -> None:
         samples = rows(60, seed=seed)
         while not stop.is_set():
             try:
-                good = (server.ask("again", samples).probabilities == samples[:, :1]).all()
+                good = (server.ask(front, samples).probabilities == samples[:, :1]).all()
             except ServingError as error:
-                good = "again" in str(error)  # is not loaded just now
+                good = front in str(error)  # is not loaded just now
             else:
                 answered.append(seed)
             if not good:
                 wrong.append(seed)
 
     members = {"a": [Worker("a0", 7, 1.0, {"gain": "1"}), Worker("a1", 16, 1.0, {"gain": "1"})]}
-    with ThreadPoolExecutor(3) as pool, server.front("again", members):
-        running = [pool.submit(client, seed) for seed in range(3)]
+    with ThreadPoolExecutor(3) as pool, server.front("again", members) as front:
+        running = [pool.submit(client, front, seed) for seed in range(3)]
         for _ in range(5):
             count = len(answered)
             wait_until(lambda: len(answered) > count + 5, "no answers")  # noqa: B023
-            server.process.control.unload("again")
-            server.process.control.load("again")
+            server.process.control.unload(front)
+            server.process.control.load(front)
         stop.set()
         for each in running:
             each.result(SECONDS)
