@@ -51,6 +51,14 @@ def waits(server: TritonServer, model: str) -> tuple[int, int]:
     return int(values["ensemble_wait_requests_total"]), int(values["ensemble_wait_microseconds_total"])
 
 
+def copied(server: TritonServer, model: str) -> int:
+    """Bytes of inputs that a front model has copied."""
+    with urllib.request.urlopen(f"http://{server.address}:{server.ports.metrics}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    counts = [line for line in lines if line.startswith("ensemble_copied_bytes_total{") and f'model="{model}"' in line]
+    return sum(int(float(line.split()[-1])) for line in counts)
+
+
 def chunks(server: TritonServer, model: str) -> int:
     """Calls that a model has answered."""
     with connect(server.url) as client:
@@ -106,6 +114,15 @@ def test_the_wait_of_every_request_is_counted(server, plan, ensemble):
     now, waited_now = waits(server, plan.name)
     assert now == requests + 16
     assert waited_now > waited
+
+
+def test_only_samples_that_are_in_no_shared_memory_are_copied(server, plan, ensemble):
+    given = ensemble.samples(300)
+    counts = [copied(server, plan.name)]
+    for way in (predict, ask):  # in shared memory, and in the request's body
+        way(server.url, plan.name, given)
+        counts.append(copied(server, plan.name))
+    assert np.diff(counts).tolist() == [0 if "in C++" in server.averaging else given.nbytes, given.nbytes]
 
 
 def test_concurrent_clients_get_their_own_answers(server, plan, ensemble):
