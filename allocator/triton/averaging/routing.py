@@ -175,8 +175,9 @@ class Rule(NamedTuple):
     def apply(self, answer: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """Numbers float64 of the answer's shape; its last axis are the classes."""
         if self.votes:
-            classes = np.arange(answer.shape[-1])
-            return (classes == answer.argmax(axis=-1)[..., None]).astype(np.float64)
+            votes: npt.NDArray[np.float64] = np.zeros(answer.shape)
+            np.put_along_axis(votes, answer.argmax(axis=-1)[..., None], 1.0, axis=-1)
+            return votes
         numbers = answer.astype(np.float64)
         if self.logits:
             numbers = np.exp(numbers - numbers.max(axis=-1, keepdims=True))
