@@ -38,11 +38,11 @@ check: .venv/dev  ## Lint, types, layers, drift of generated files
 	$(BIN)/lint-imports
 	$(BIN)/python -m ensemble_core.api.generate --check
 
-bench: .venv/dev  ## Side-by-side measurements; their tables go to benchmarks/RESULTS.md
+bench: .venv/dev tools  ## Side-by-side measurements; their tables go to benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/reconcile.py
 
-nightly: .venv/dev  ## What takes longer: five seeds
+nightly: .venv/dev tools  ## What takes longer: five seeds
 	$(BIN)/python -m pytest -m "nightly and not e2e"
 	$(BIN)/python benchmarks/seeds.py
 

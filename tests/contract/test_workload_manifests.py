@@ -15,7 +15,7 @@ from tests.support.closed import builtin, closed, errors
 from tests.support.play import Play, body_of, condition
 from tests.support.specs import names, searches, selections
 
-from ensemble_operator import ensembleselection, hposearch, jobs
+from ensemble_operator import ensembleselection, hposearch, jobs, training
 from ensemble_operator.names import KUEUE_LABELS, RAYJOB_LIMIT
 from ensemble_operator.world import Manifest, Ref
 
@@ -110,7 +110,7 @@ def test_kuberay_has_the_states_that_we_read(kuberay: Path) -> None:
 def test_the_network_policy_knows_kuberays_pods(kuberay: Path) -> None:
     manifests = yaml.safe_load_all((kuberay / "config/manager/manager.yaml").read_text())
     (deployment,) = [manifest for manifest in manifests if manifest["kind"] == "Deployment"]
-    assert deployment["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/name"] in hposearch.KUBERAY
+    assert deployment["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/name"] in training.KUBERAY
 
 
 def test_kueue_has_these_labels(kueue: Path) -> None:

@@ -21,7 +21,15 @@ from onnx import TensorProto, helper
 from ensemble_core.allocation import harness
 from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.plan import Member
-from ensemble_core.allocation.prepare import find_ensemble, load_allocation, load_plan, overridden, subject_of
+from ensemble_core.allocation.prepare import (
+    find_ensemble,
+    load_allocation,
+    load_plan,
+    overridden,
+    pace_of,
+    profiles_of,
+    subject_of,
+)
 from ensemble_core.api.documents import load_documents
 from ensemble_core.api.ensembleselection import BEST_SINGLE
 from ensemble_core.commands import allocate, profile, select
@@ -31,6 +39,7 @@ from ensemble_core.library.records import SPLITS, ModelRecord, Origin, Signature
 from ensemble_core.library.splits import LabelledIds, make_header
 from ensemble_core.library.store import open_store
 from ensemble_core.metrics import metrics
+from ensemble_core.serving import installation
 from ensemble_core.serving.client import ask
 from ensemble_core.serving.server import TritonServer
 
@@ -183,17 +192,40 @@ def test_a_server_that_dies_between_benchmarks_is_survived(spec: Path, monkeypat
     documents = load_documents(spec)
     ensemble = find_ensemble(documents, overridden(documents.deployment(), BEST_SINGLE, 1))
     with harness.Triton() as triton:
-        bench = harness.Bench(subject_of(ensemble), ensemble.signature, triton)
+        subject = subject_of(ensemble)
+        pace = pace_of(subject, profiles_of(ensemble, subject))
+        bench = harness.Bench(subject, ensemble.signature, pace, triton)
         assert bench(Matrix(((8,), (0,)))).samples_per_second > 0
         assert servers[0].pid is not None
         os.kill(servers[0].pid, signal.SIGKILL)
         assert bench(Matrix(((8,), (8,)))).samples_per_second > 0
         assert len(servers) == 1  # it was started again, not given up
         broken = replace(subject_of(ensemble), members=(broken_member(ensemble.members[0], spec.parent),))
-        failed = harness.Bench(broken, ensemble.signature, triton)(Matrix(((8,), (0,))))
+        failed = harness.Bench(broken, ensemble.signature, pace, triton)(Matrix(((8,), (0,))))
         assert failed.samples_per_second == 0
         assert failed.reason
         assert bench(Matrix(((32,), (0,)))).samples_per_second > 0
+
+
+def test_members_whose_processes_cannot_start_end_it_at_once_in_their_own_words(
+    spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = installation.prepare_backends
+
+    def without_python(folder: Path) -> None:
+        prepare(folder)
+        stub = folder / "python" / installation.STUB
+        stub.write_text("#!/bin/sh\necho stub: error while loading shared libraries: libpython3.so >&2\nexit 127\n")
+
+    monkeypatch.setattr(installation, "prepare_backends", without_python)
+    changed = spec.with_name("broken.yaml")
+    changed.write_text(without(DOCUMENTS, "segmentSize: 32", "segmentSize: 24"))  # so that nothing is known yet
+    with pytest.raises(UserError) as told:
+        verb(allocate, "--spec", str(changed))
+    assert "the server cannot serve the members even at the smallest batch size: " in told.value.problem
+    assert "tiny-0001--" in told.value.problem
+    assert "its process ended with exit code 127 before it could answer" in told.value.problem
+    assert "stub: error while loading shared libraries: libpython3.so" in told.value.problem
 
 
 def broken_member(member: Member, folder: Path) -> Member:
