@@ -32,8 +32,7 @@ class Fault:
         watches: How watches are answered: `refused` with a code, `broken` with an error in the stream.
         watch_code: That code.
         loses: Writes are made, but nobody is told.
-        abrupt: How watches end that run when it begins: as if the network broke, or else as if all were said. Both are
-            in the midst of a line.
+        abrupt: How watches are cut, in the midst of a line: as if the network broke, or else as if all had been said.
     """
 
     code: int = 0
@@ -87,10 +86,13 @@ class Proxy:
         """A time with a fault."""
         self.fault = fault
         try:
-            self.call(self._cut(fault.abrupt))
             yield
         finally:
             self.fault = Fault()
+
+    def cut(self) -> None:
+        """Cut all watches that run."""
+        self.call(self._cut(self.fault.abrupt))
 
     async def start(self) -> None:
         trust = ssl.create_default_context(cafile=str(self.server.certificate))

@@ -107,7 +107,9 @@ def test_converges_after(
         since = len(network.asked)
         with network.troubled(fault):
             go_on(player)
-            time.sleep(seconds)
+            time.sleep(seconds / 2)
+            network.cut()  # until then it hears of everything, but can do nothing about it
+            time.sleep(seconds / 2)
         asked = network.asked[since:]
         until(lambda: same(outcome(player), expected), 60 + seconds)
         until(one.healthy)

@@ -59,9 +59,7 @@ def test_refused_or_told(cluster: Cluster, namespace: str) -> None:
         else:
             refused += 1
 
-    few = settings(
-        max_examples=EXAMPLES, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
-    )
+    few = settings(max_examples=EXAMPLES, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
     with operator(cluster) as one:
         until(one.healthy)
         for strategy in (valid(), damaged()):

@@ -27,7 +27,7 @@ DEFINITIONS = {
     "RoleBinding": ("apis__rbac.authorization.k8s.io__v1", "io.k8s.api.rbac.v1.RoleBinding"),
     "NetworkPolicy": ("apis__networking.k8s.io__v1", "io.k8s.api.networking.v1.NetworkPolicy"),
 }
-FEW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 Wrong = Callable[[Manifest], list[str]]  # what is wrong with a manifest

@@ -141,5 +141,5 @@ def queued(namespace: Namespace) -> bool | None:
 
 def admitted(namespace: Namespace) -> list[str]:
     """Kinds of what Kueue has admitted, by its events: a Workload may be gone once it is finished."""
-    told = [event["involvedObject"]["name"] for event in namespace.list("events") if event["reason"] == "Admitted"]
+    told = {event["involvedObject"]["name"] for event in namespace.list("events") if event["reason"] == "Admitted"}
     return sorted(name.split("-")[0] for name in told)

@@ -327,7 +327,7 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
     return draw(workloads()) | {"devices": devices, "serving": serving | ({"image": image} if image else {})}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(names, storages(), documents())
 def test_any_document_makes_sound_pods(name: str, storage: Manifest, spec: Manifest) -> None:
     one = served(name, storage, **spec)
@@ -355,7 +355,7 @@ def test_any_document_makes_sound_pods(name: str, storage: Manifest, spec: Manif
     assert deployment["spec"]["template"]["metadata"]["labels"].items() >= selector.items()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(documents())
 def test_any_document_can_be_decided_about(spec: Manifest) -> None:
     stage = Stage.set(**spec)

@@ -18,7 +18,7 @@ from ensemble_operator import ensembleselection, hposearch, training, workload
 from ensemble_operator.names import Owner
 from ensemble_operator.world import Manifest, Ref
 
-MANY = settings(max_examples=60, deadline=None)
+MANY = settings(max_examples=60)
 
 
 def templates(objects: tuple[Manifest, ...]) -> Iterator[Manifest]:

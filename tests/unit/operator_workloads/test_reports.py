@@ -134,7 +134,7 @@ def with_keys(*keys: str) -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries({}, optional=dict.fromkeys(keys, json_values))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(with_keys(*REPORT, "result", "error"))
 @example({"progress": {"summary": {"": float("nan")}}})
 def test_no_report_makes_the_reader_raise(changes: dict[str, Any]) -> None:
@@ -146,7 +146,7 @@ TRAIN = with_keys("trials", "best", "front", "models", "libraryDigest", "occupan
 SELECT = with_keys("budgets", "front", "sources", "cost")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(TRAIN, SELECT)
 def test_no_summary_makes_its_reader_raise(train: dict[str, Any], select: dict[str, Any]) -> None:
     running = read(stored(progress={"summary": train}))
