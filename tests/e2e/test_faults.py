@@ -17,7 +17,7 @@ from tests.e2e.queues import queue_of, set_policy
 from tests.e2e.storage import SECRET, give_keys, on_claim, serve_s3_with_keys, small_volume
 from tests.e2e.test_digits import settled
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.e2e, pytest.mark.nightly, pytest.mark.timeout(1500)]
 
 KIND, NAME = "HPOSearch", "digits"
 TRAINING = "app.kubernetes.io/managed-by=ensemble-operator,app.kubernetes.io/component=train"
@@ -75,7 +75,6 @@ def test_a_search_survives_whatever_is_deleted_under_it(place: Namespace, operat
         assert client.run("find", "/library", "-type", "f").split() == []
 
 
-@pytest.mark.nightly
 def test_a_ray_job_survives_preemption_and_the_loss_of_its_head(
     place: Namespace, operator: Release, images: Images, queue: str
 ) -> None:
@@ -97,7 +96,6 @@ def test_a_ray_job_survives_preemption_and_the_loss_of_its_head(
         check_trained_once(on_claim(place, images), 12, first, second)
 
 
-@pytest.mark.nightly
 def test_keys_that_are_missing_or_wrong(place: Namespace, operator: Release, images: Images) -> None:
     with operator.explained(place):
         keys = serve_s3_with_keys(place, images)
@@ -116,13 +114,12 @@ def test_keys_that_are_missing_or_wrong(place: Namespace, operator: Release, ima
         assert place.wait_ready(KIND, NAME, READY_SECONDS)["status"]["trialsSucceeded"] == 2
 
 
-@pytest.mark.nightly
 def test_a_volume_that_is_full(place: Namespace, operator: Release, images: Images) -> None:
     with operator.explained(place), small_volume(place, images, 64) as room:
         place.apply(search(6))
         first = wait_trials(place, 1)
         room.fill()
-        place.wait_told(KIND, NAME, Told("Degraded", "True", "Training", ("is full",)), TOLD_SECONDS)
+        place.wait_told(KIND, NAME, Told("Degraded", "True", "Interrupted", ("is full",)), TOLD_SECONDS)
         room.clear()
         last = place.wait_ready(KIND, NAME, READY_SECONDS)["status"]
         assert (last["trials"], last["trialsSucceeded"], last["trialsFailed"]) == (6, 6, 0)
@@ -131,7 +128,6 @@ def test_a_volume_that_is_full(place: Namespace, operator: Release, images: Imag
         print(client.verify())
 
 
-@pytest.mark.nightly
 def test_an_image_that_cannot_be_pulled(place: Namespace, operator: Release, images: Images) -> None:
     with operator.explained(place):
         place.apply(CLAIM)
@@ -146,7 +142,6 @@ def test_an_image_that_cannot_be_pulled(place: Namespace, operator: Release, ima
         assert place.wait_ready(KIND, NAME, READY_SECONDS)["status"]["trialsSucceeded"] == 1
 
 
-@pytest.mark.nightly
 def test_a_namespace_that_is_deleted_midway(place: Namespace, operator: Release) -> None:
     with operator.explained(place):
         restarts = operator.restarts()
@@ -160,7 +155,6 @@ def test_a_namespace_that_is_deleted_midway(place: Namespace, operator: Release)
         assert operator.restarts() == restarts
 
 
-@pytest.mark.nightly
 def test_foreground_deletion_takes_the_library_along(place: Namespace, operator: Release, images: Images) -> None:
     """Kubernetes deletes children first then, and the search before its library is gone must not be among the lost."""
     with operator.explained(place):

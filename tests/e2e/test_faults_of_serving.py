@@ -65,6 +65,7 @@ def wanted(share: int) -> Manifest:
 
 def test_nothing_is_written_while_it_serves(served: Namespace, operator: Release) -> None:
     with operator.explained(served):
+        until("the status has caught up", 30, lambda: ready_message(served).startswith("2 of 2 ") or None)
         first = versions(served)
         assert {"EnsembleDeployment/digits", "Service/digits"} <= first.keys()
         time.sleep(QUIET_SECONDS)
@@ -129,6 +130,7 @@ def test_a_revision_without_devices_leaves_the_old_one_serving(
         served.patch(KIND, NAME, {"rollout": None})
 
 
+@pytest.mark.nightly
 def test_more_devices_than_the_cluster_has(served: Namespace, operator: Release, images: Images, share: int) -> None:
     with operator.explained(served), asking(served, images) as asks:
         old = copies(served)
