@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ OPERATOR_TOKEN, OPERATOR = "operator", "the-operator"
 ACCOUNTS = (OPERATOR, "system:serviceaccount:system:ensemble-operator")
 USERS = f"{TOKEN},admin,admin,system:masters\n{OPERATOR_TOKEN},{OPERATOR},operator\n"
 AUDIT_LOG = "audit.log"
+STARTS = "starts"  # beside it: when the server began to start, and when it was ready; one line for each time
 AUDIT_POLICY = {
     "apiVersion": "audit.k8s.io/v1",
     "kind": "Policy",
@@ -128,8 +130,11 @@ def api_server(folder: Path, etcd_port: int, port: int) -> Iterator[ApiServer]:
         "--audit-log-maxsize=4000",  # MB: it is one file
     ]
     server, log = ApiServer(port, folder / "certificates" / "apiserver.crt"), folder / "kube-apiserver.log"
+    began = datetime.now(UTC)
     with process(command, log) as running:
         wait_until_ready(server, running, log)
+        with (folder / STARTS).open("a") as starts:
+            starts.write(f"{began.isoformat()} {datetime.now(UTC).isoformat()}\n")
         yield server
 
 
@@ -154,7 +159,7 @@ def process(command: list[Any], log: Path) -> Iterator[subprocess.Popen[bytes]]:
         finally:
             running.terminate()
             try:
-                running.wait(15)
+                running.wait(3)  # an API server would wait for all that watch
             except subprocess.TimeoutExpired:
                 running.kill()
 

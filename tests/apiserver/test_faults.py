@@ -26,7 +26,7 @@ FAULTS = {
     "watches gone in the stream": Fault(watches="broken"),
 }
 MORE_FAULTS = {
-    "unavailable for a second": Fault(code=503, retry_after=1),
+    "unavailable, with a time": Fault(code=503, retry_after=1),
     "internal errors": Fault(code=500),
     "slow": Fault(delay=0.5),
     "no answers": Fault(delay=60),
@@ -35,7 +35,7 @@ MORE_FAULTS = {
     "watches fail in the stream": Fault(watches="broken", watch_code=500),
 }
 NIGHTLY = [
-    pytest.param(fault, 30, id=f"{name} for long", marks=pytest.mark.nightly)
+    pytest.param(fault, 30, id=f"{name}, for long", marks=pytest.mark.nightly)
     for name, fault in (FAULTS | MORE_FAULTS).items()
 ]
 

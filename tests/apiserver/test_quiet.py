@@ -111,7 +111,7 @@ def looks(cluster: Cluster, namespace: str, since: int) -> Counter[tuple[str, st
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("number", "seconds", "resync"),
-    [pytest.param(21, 20, 4, id="few"), pytest.param(100, 180, 30, id="many", marks=pytest.mark.nightly)],
+    [pytest.param(14, 20, 4, id="few"), pytest.param(100, 180, 30, id="many", marks=pytest.mark.nightly)],
 )
 def test_nothing_is_written_when_nothing_happens(
     cluster: Cluster, namespace: str, number: int, seconds: float, resync: float
