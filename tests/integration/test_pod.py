@@ -38,6 +38,7 @@ from ensemble_core.serving.process import choose
 pytestmark = pytest.mark.timeout(600)
 
 SECONDS = 120  # for anything to happen
+MANY = 500_000  # samples that are answered for seconds
 ENSEMBLE = [str(Path(sys.executable).with_name("ensemble"))]
 GROUP, AGENT_USER = 65532, 65531
 # What it imports, also late, may be where only root can read.
@@ -338,12 +339,10 @@ def test_a_model_whose_process_is_killed_is_revived(pod: Pod, answers: Callable[
 
 def test_requests_to_a_front_model_that_is_killed_do_not_wait_for_ever(pod: Pod, answers: Callable[[], bool]) -> None:
     """Triton holds them for ever, though another front model answers new ones: it is ended, as the container's end."""
-    stopped, killed = pod.stub(pod.plan.model_name(pod.plan.workers[0])), pod.stub(pod.plan.name)
-    assert stopped is not None
+    killed, images = pod.stub(pod.plan.name), allocated.images("heldout")
     assert killed is not None
-    os.kill(stopped, signal.SIGSTOP)  # so that requests are not answered before
     with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(predict, pod.url, pod.plan.name, allocated.images("heldout"))
+        asked = pool.submit(predict, pod.url, pod.plan.name, np.repeat(images, MANY // len(images), axis=0))
         time.sleep(1)
         assert not asked.done()
         os.kill(killed, signal.SIGKILL)
@@ -358,15 +357,22 @@ def test_a_model_whose_process_dies_while_it_loads_is_told_and_the_server_is_end
 ) -> None:
     """Triton would wait for it for ever."""
     worker = pod.plan.model_name(pod.plan.workers[0])
-    before = pod.stub(worker)
-    assert pod.ask("POST", f"/v2/repository/models/{worker}/unload", pod.key)[0] == 200
-    wait_until(lambda: pod.stub(worker) not in (None, before), "not loaded again")
-    loading = pod.stub(worker)
-    assert loading is not None
-    os.kill(loading, signal.SIGKILL)
+    wait_until(lambda: killed_while_it_loaded(pod, worker), "always loaded before")
     wait_until(lambda: bool(re.search(rf"{worker}: its process .* before it could answer", note(pod))), "no note")
     restarted(pod)
     assert answers()
+
+
+def killed_while_it_loaded(pod: Pod, model: str) -> bool:
+    """Unload a model, and kill its next process; false if that had loaded already, and is revived."""
+    wait_until(lambda: pod.stub(model) is not None and pod.ready(), "not there")
+    before, end = pod.stub(model), time.monotonic() + SECONDS
+    assert pod.ask("POST", f"/v2/repository/models/{model}/unload", pod.key)[0] == 200
+    while (loading := pod.stub(model)) in (None, before):
+        assert time.monotonic() < end, "not loaded again"
+    assert loading is not None
+    os.kill(loading, signal.SIGKILL)
+    return pod.states()[model] != "READY"
 
 
 def restarted(pod: Pod) -> None:
