@@ -25,6 +25,7 @@ CHILDREN = (
 BACK_SECONDS = 300.0
 TOLD_SECONDS = 240.0  # a pod that has no room is given a minute before a person is asked to look
 QUIET_SECONDS = 60.0
+REST_SECONDS = 10.0
 REPORT_SECONDS = 360.0  # a report is written again every five minutes
 NOWHERE = "registry.invalid/core:1"
 
@@ -65,8 +66,7 @@ def wanted(share: int) -> Manifest:
 
 def test_nothing_is_written_while_it_serves(served: Namespace, operator: Release) -> None:
     with operator.explained(served):
-        until("the status has caught up", 30, lambda: ready_message(served).startswith("2 of 2 ") or None)
-        first = versions(served)
+        first = until("everything is told", 120, lambda: versions_at_rest(served))
         assert {"EnsembleDeployment/digits", "Service/digits"} <= first.keys()
         time.sleep(QUIET_SECONDS)
         assert versions(served) == first
@@ -201,6 +201,13 @@ def ready_message(namespace: Namespace) -> str:
 
 def names(namespace: Namespace, kind: str) -> list[str]:
     return sorted(one["metadata"]["name"] for one in namespace.list(kind, MADE))
+
+
+def versions_at_rest(namespace: Namespace) -> dict[str, str] | None:
+    """None if something has been written within some seconds."""
+    first = versions(namespace)
+    time.sleep(REST_SECONDS)
+    return first if versions(namespace) == first else None
 
 
 def versions(namespace: Namespace) -> dict[str, str]:
