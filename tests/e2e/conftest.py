@@ -147,4 +147,4 @@ def namespace_of(name: str, keep: bool = False) -> Iterator[Namespace]:
         yield Namespace(name)
     finally:
         if not keep:
-            run("kubectl", "delete", "namespace", name, "--timeout=120s", seconds=150)
+            run("kubectl", "delete", "namespace", name, "--ignore-not-found", "--timeout=120s", seconds=150)
