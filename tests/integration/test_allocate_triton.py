@@ -17,6 +17,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
+from tests.support.broken import no_process_starts
 
 from ensemble_core.allocation import harness
 from ensemble_core.allocation.matrix import Matrix
@@ -39,7 +40,6 @@ from ensemble_core.library.records import SPLITS, ModelRecord, Origin, Signature
 from ensemble_core.library.splits import LabelledIds, make_header
 from ensemble_core.library.store import open_store
 from ensemble_core.metrics import metrics
-from ensemble_core.serving import installation
 from ensemble_core.serving.client import ask
 from ensemble_core.serving.server import TritonServer
 
@@ -210,14 +210,7 @@ def test_a_server_that_dies_between_benchmarks_is_survived(spec: Path, monkeypat
 def test_members_whose_processes_cannot_start_end_it_at_once_in_their_own_words(
     spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepare = installation.prepare_backends
-
-    def without_python(folder: Path) -> None:
-        prepare(folder)
-        stub = folder / "python" / installation.STUB
-        stub.write_text("#!/bin/sh\necho stub: error while loading shared libraries: libpython3.so >&2\nexit 127\n")
-
-    monkeypatch.setattr(installation, "prepare_backends", without_python)
+    no_process_starts(monkeypatch)
     changed = spec.with_name("broken.yaml")
     changed.write_text(without(DOCUMENTS, "segmentSize: 32", "segmentSize: 24"))  # so that nothing is known yet
     with pytest.raises(UserError) as told:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.support.broken import no_process_starts
 
 from ensemble_core.allocation.plan import Worker
 from ensemble_core.serving import installation, processes, repository
@@ -193,14 +194,7 @@ def test_a_member_that_is_killed_while_it_loads_is_told_and_what_was_served_stay
 
 
 def test_a_member_whose_process_cannot_start_is_told_with_its_own_words(plan, monkeypatch):
-    prepare = installation.prepare_backends
-
-    def without_python(folder: Path) -> None:
-        prepare(folder)
-        stub = folder / "python" / installation.STUB
-        stub.write_text("#!/bin/sh\necho stub: error while loading shared libraries: libpython3.so >&2\nexit 127\n")
-
-    monkeypatch.setattr(installation, "prepare_backends", without_python)
+    no_process_starts(monkeypatch)
     with TritonServer() as server, ThreadPoolExecutor(1) as pool:
         workers = (Worker(member=0, device="cpu0", batch_size=8),)
         single = plan.model_copy(update={"members": plan.members[:1], "workers": workers})
