@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ensemble_core.allocation.matrix import Matrix
+from ensemble_core.allocation.pace import Pace
 from ensemble_core.allocation.plan import Plan, plan_of
 from ensemble_core.allocation.result import ServerVersion, Subject, Throughput
 from ensemble_core.api.ensembledeployment import EnsembleDeployment
@@ -35,7 +36,7 @@ class Server(Protocol):
 
     def apply(self, plan: Plan) -> None: ...
 
-    def measure(self, plan: Plan, images: npt.NDArray[Any], seconds: float) -> Measurement: ...
+    def measure(self, plan: Plan, images: npt.NDArray[Any], seconds: float, deadline: float) -> Measurement: ...
 
 
 class Triton:
@@ -54,8 +55,8 @@ class Triton:
     def apply(self, plan: Plan) -> None:
         self._running().apply(plan)
 
-    def measure(self, plan: Plan, images: npt.NDArray[Any], seconds: float) -> Measurement:
-        return measure(self._running(), plan, images, seconds, IN_FLIGHT)
+    def measure(self, plan: Plan, images: npt.NDArray[Any], seconds: float, deadline: float) -> Measurement:
+        return measure(self._running(), plan, images, seconds, IN_FLIGHT, deadline)
 
     def _running(self) -> TritonServer:
         if self._server is not None and not _revived(self._server):
@@ -89,12 +90,14 @@ class Bench:
     Args:
         subject: Members, devices and settings.
         signature: Of the members.
+        pace: Of the members.
         server: That is measured.
     """
 
-    def __init__(self, subject: Subject, signature: Signature, server: Server) -> None:
+    def __init__(self, subject: Subject, signature: Signature, pace: Pace, server: Server) -> None:
         self._subject = subject
         self._signature = signature
+        self._pace = pace
         self._server = server
         self._images = images(signature, subject.deployment.spec.serving.segment_size)
 
@@ -107,11 +110,12 @@ class Bench:
         subject = self._subject
         plan = plan_of(matrix, subject.members, subject.devices, self._signature, subject.deployment)
         seconds = subject.deployment.spec.optimization.seconds_per_benchmark
+        deadline = self._pace.deadline(matrix, IN_FLIGHT * _request_size(subject.deployment))
         reason = ""
         for _ in range(TRIES):
             try:
                 self._server.apply(plan)
-                found = self._server.measure(plan, self._images, seconds)
+                found = self._server.measure(plan, self._images, seconds, deadline)
             except ServingError as error:
                 reason = str(error)
             else:
@@ -148,5 +152,9 @@ def load_settings(deployment: EnsembleDeployment) -> dict[str, Any]:
     return {
         "secondsPerBenchmark": spec.optimization.seconds_per_benchmark,
         "inFlight": IN_FLIGHT,
-        "samplesPerRequest": min(spec.serving.segment_size, spec.serving.max_batch_size),
+        "samplesPerRequest": _request_size(deployment),
     }
+
+
+def _request_size(deployment: EnsembleDeployment) -> int:
+    return min(deployment.spec.serving.segment_size, deployment.spec.serving.max_batch_size)

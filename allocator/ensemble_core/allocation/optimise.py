@@ -113,20 +113,26 @@ def find_allocation(
         bench: Of the same subject.
 
     Raises:
-        UserError: the devices cannot hold the members, or the server could serve none of the matrices.
+        UserError: the devices cannot hold the members, or the server cannot serve the starting matrix. All others have
+            its workers and more, or larger batches: they would fail one after the other for the same reason.
     """
     start = starting_matrix(where, subject, memory)
     optimization = subject.deployment.spec.optimization
+
+    def served(matrix: Matrix) -> float:
+        speed = bench(matrix)
+        if speed == 0 and matrix == start:
+            problem = f"the server cannot serve the members even at the smallest batch size: {bench.of(start).reason}"
+            raise UserError(where, problem)
+        return speed
+
     if optimization.algorithm == "worst-fit":
-        bench(start)
+        served(start)
         best = start
     else:
         bounds = Bounds(optimization.max_neighs, optimization.max_iter, optimization.max_benchmarks)
-        best = bounded_greedy(start, optimization.batch_sizes, memory.fits, bench, bounds, optimization.seed)
+        best = bounded_greedy(start, optimization.batch_sizes, memory.fits, served, bounds, optimization.seed)
     result = _result(subject, start, best, bench)
-    if result.throughput.samples_per_second == 0:
-        problem = f"the server could serve none of {len(bench.done)} matrices; the first: {result.throughput.reason}"
-        raise UserError(where, problem)
     return _parsed(subject, results.write_result("allocations", result.digest, result.document()))
 
 

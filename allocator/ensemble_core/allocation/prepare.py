@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from ensemble_core.allocation.machine import this_machine
 from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.memory import Curve, Memory
 from ensemble_core.allocation.optimise import allocated_elsewhere, stored_allocation
+from ensemble_core.allocation.pace import Pace
 from ensemble_core.allocation.plan import DeviceRow, Member, Plan, plan_of
 from ensemble_core.allocation.result import AllocationResult, SelectionOf, Subject
 from ensemble_core.allocation.rows import device_rows
@@ -126,21 +127,33 @@ def subject_of(ensemble: Ensemble) -> Subject:
     )
 
 
-def memory_of(ensemble: Ensemble, subject: Subject) -> Memory:
-    """Capacity of the devices, and need of each member on each type of them by its profile; measured where missing.
+Profiles = tuple[Mapping[str, Profile], ...]  # of each member, by type of device
+
+
+def profiles_of(ensemble: Ensemble, subject: Subject) -> Profiles:
+    """Profile of each member on each type of the devices; measured where missing.
 
     Raises:
         UserError: a member cannot be measured.
     """
     first = {row.device_type: row for row in reversed(subject.devices)}
+    return tuple(
+        {kind: _profile(ensemble, index, row) for kind, row in first.items()} for index in range(len(ensemble.members))
+    )
+
+
+def memory_of(subject: Subject, profiles: Profiles) -> Memory:
+    """Capacity of the devices, and need of each member on each type of them."""
     return Memory(
         capacity=tuple(row.memory_mib for row in subject.devices),
         kinds=tuple(row.device_type for row in subject.devices),
-        curves=tuple(
-            {kind: Curve.of(_profile(ensemble, index, row)) for kind, row in first.items()}
-            for index in range(len(ensemble.members))
-        ),
+        curves=tuple({kind: Curve.of(profile) for kind, profile in of_member.items()} for of_member in profiles),
     )
+
+
+def pace_of(subject: Subject, profiles: Profiles) -> Pace:
+    """How fast the members are on the devices."""
+    return Pace.of([row.device_type for row in subject.devices], profiles)
 
 
 def load_allocation(documents: Documents, deployment: EnsembleDeployment) -> AllocationResult:

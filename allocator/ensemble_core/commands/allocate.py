@@ -9,6 +9,7 @@ from ensemble_core.allocation.harness import Bench, NoServerError, Triton
 from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.memory import Memory
 from ensemble_core.allocation.optimise import Benchmarks, benchmarks_at_most, find_allocation, stored_allocation
+from ensemble_core.allocation.pace import Pace
 from ensemble_core.allocation.plan import Plan, Worker
 from ensemble_core.allocation.prepare import (
     Ensemble,
@@ -16,6 +17,8 @@ from ensemble_core.allocation.prepare import (
     find_ensemble,
     memory_of,
     overridden,
+    pace_of,
+    profiles_of,
     subject_of,
 )
 from ensemble_core.allocation.result import AllocationResult, Benchmark, Subject
@@ -47,12 +50,13 @@ def _allocate(arguments: argparse.Namespace, report: Report) -> dict[str, Any]:
     ensemble = find_ensemble(documents, deployment, arguments.selection)
     try:
         subject = subject_of(ensemble)
-        memory = memory_of(ensemble, subject)
+        profiles = profiles_of(ensemble, subject)
+        memory = memory_of(subject, profiles)
         found = stored_allocation(ensemble.results, subject)
         if found is not None:
             print(f"allocation {found.name}: nothing has changed, allocations/{found.digest}.json stays")
         else:
-            found = _optimise(ensemble, subject, memory, report)
+            found = _optimise(ensemble, subject, memory, pace_of(subject, profiles), report)
     except NoServerError as error:
         raise CommandError(f"there is no Triton server to measure: {error}") from error
     for line in table(found):
@@ -61,10 +65,10 @@ def _allocate(arguments: argparse.Namespace, report: Report) -> dict[str, Any]:
     return {"digest": found.digest, "summary": summary(found, plan, memory)}
 
 
-def _optimise(ensemble: Ensemble, subject: Subject, memory: Memory, report: Report) -> AllocationResult:
+def _optimise(ensemble: Ensemble, subject: Subject, memory: Memory, pace: Pace, report: Report) -> AllocationResult:
     progress = Progress(report, benchmarks_at_most(subject))
     with Triton() as server:
-        bench = Benchmarks(ensemble.results, subject, Bench(subject, ensemble.signature, server), progress)
+        bench = Benchmarks(ensemble.results, subject, Bench(subject, ensemble.signature, pace, server), progress)
         return find_allocation(f"{ensemble.where}: spec.devices", ensemble.results, subject, memory, bench)
 
 
@@ -84,6 +88,8 @@ class Progress:
             stage="benchmarks", done=done, total=self._total, note=f"best so far {self._best:,.0f} samples/s"
         )
         print(f"benchmark {done} of at most {self._total}: {speed:,.0f} samples/s, best {self._best:,.0f}", flush=True)
+        if reason := benchmark.throughput.reason:
+            print(f"  could not be served: {reason}", flush=True)
 
 
 def summary(found: AllocationResult, plan: Plan, memory: Memory) -> dict[str, Any]:

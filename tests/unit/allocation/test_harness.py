@@ -8,6 +8,7 @@ import pytest
 
 from ensemble_core.allocation.harness import Bench, NoServerError, images, load_settings, server_version
 from ensemble_core.allocation.matrix import Matrix
+from ensemble_core.allocation.pace import Pace
 from ensemble_core.allocation.plan import Plan
 from ensemble_core.allocation.result import Subject, Throughput
 from ensemble_core.library.records import Signature
@@ -16,6 +17,7 @@ from ensemble_core.serving.load import Measurement, Window
 
 SIGNATURE = Signature(input_type="uint8", input_shape=(4, 4, 1), classes=3)
 MATRIX = Matrix(((8, 8), (0, 32)))
+PACE = Pace(("cpu-test-1c",) * 2, ({"cpu-test-1c": 0.01}, {"cpu-test-1c": 0.02}))
 WINDOW = Window(seconds=1, requests=10, throughput=640.0, foreign_cores=0.01, client_cores=0.1)
 MEASURED = Measurement(
     throughput=640.0, spread=0.02, foreign_cores=0.01, client_cores=0.1, p50=0.1, p90=0.1, p99=0.1, requests=10,
@@ -29,7 +31,7 @@ class Server:
     def __init__(self, *failures: Exception | None) -> None:
         self.failures = list(failures)
         self.applied: list[Plan] = []
-        self.loads: list[tuple[Any, float]] = []
+        self.loads: list[tuple[Any, float, float]] = []
 
     def apply(self, plan: Plan) -> None:
         self.applied.append(plan)
@@ -37,14 +39,14 @@ class Server:
         if failure is not None:
             raise failure
 
-    def measure(self, plan: Plan, images: Any, seconds: float) -> Measurement:
-        self.loads.append((images.shape, seconds))
+    def measure(self, plan: Plan, images: Any, seconds: float, deadline: float) -> Measurement:
+        self.loads.append((images.shape, seconds, deadline))
         return MEASURED
 
 
 def test_a_matrix_is_applied_and_measured_under_the_settings_of_the_spec(make_subject: Callable[..., Subject]) -> None:
     server = Server()
-    throughput = Bench(make_subject(secondsPerBenchmark=1.5), SIGNATURE, server)(MATRIX)
+    throughput = Bench(make_subject(secondsPerBenchmark=1.5), SIGNATURE, PACE, server)(MATRIX)
     assert throughput == Throughput(samples_per_second=640.0, spread=0.02, foreign_cores=0.01)
     (plan,) = server.applied
     assert [(worker.device, worker.member, worker.batch_size) for worker in plan.workers] == [
@@ -52,25 +54,25 @@ def test_a_matrix_is_applied_and_measured_under_the_settings_of_the_spec(make_su
         ("cpu0", 1, 8),
         ("cpu1", 1, 32),
     ]
-    assert server.loads == [((128, 4, 4, 1), 1.5)]
+    assert server.loads == [((128, 4, 4, 1), 1.5, PACE.deadline(MATRIX, 3 * 128))]
 
 
 def test_a_failure_that_does_not_come_again_is_chance(make_subject: Callable[..., Subject]) -> None:
     server = Server(ServingError("the server is gone"))
-    assert Bench(make_subject(), SIGNATURE, server)(MATRIX).samples_per_second == 640.0
+    assert Bench(make_subject(), SIGNATURE, PACE, server)(MATRIX).samples_per_second == 640.0
     assert len(server.applied) == 2
 
 
 def test_a_matrix_that_fails_twice_serves_nothing(make_subject: Callable[..., Subject]) -> None:
     server = Server(ServingError("the server is gone"), LoadError("m-0000--cpu0--b8: no memory\nlog"))
-    throughput = Bench(make_subject(), SIGNATURE, server)(MATRIX)
+    throughput = Bench(make_subject(), SIGNATURE, PACE, server)(MATRIX)
     assert throughput == Throughput(samples_per_second=0, reason="m-0000--cpu0--b8: no memory\nlog")
     assert (len(server.applied), server.loads) == (2, [])
 
 
 def test_no_server_says_nothing_about_a_matrix(make_subject: Callable[..., Subject]) -> None:
     with pytest.raises(NoServerError):
-        Bench(make_subject(), SIGNATURE, Server(NoServerError("not installed")))(MATRIX)
+        Bench(make_subject(), SIGNATURE, PACE, Server(NoServerError("not installed")))(MATRIX)
 
 
 def test_images_are_of_the_signature_and_always_the_same() -> None:

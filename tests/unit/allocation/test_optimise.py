@@ -156,16 +156,19 @@ def test_devices_that_cannot_hold_the_members(make_subject: Callable[..., Subjec
     assert "cpu0 has 50 of 150 MiB left, 50 MiB too few" in problem
 
 
-def test_nothing_is_written_when_no_matrix_can_be_served(results: Any, make_subject: Callable[..., Subject]) -> None:
+def test_nothing_is_written_when_the_starting_matrix_cannot_be_served(
+    results: Any, make_subject: Callable[..., Subject]
+) -> None:
     subject = make_subject(members=1, devices=1, maxBenchmarks=3)
 
     def refuse(matrix: Matrix) -> Throughput:
         return Throughput(samples_per_second=0, reason="the server died twice")
 
     bench = Benchmarks(results, subject, refuse, lambda benchmark: None)
-    with pytest.raises(UserError, match="none of 2 matrices; the first: the server died twice"):
+    with pytest.raises(UserError, match="even at the smallest batch size: the server died twice"):
         find_allocation(WHERE, results, subject, memory_of(subject), bench)
     assert results.count("allocations") == 0
+    assert len(bench.done) == 1  # no other matrix needs less
 
 
 def test_a_matrix_that_could_not_be_served_is_measured_again_by_the_next_run(
