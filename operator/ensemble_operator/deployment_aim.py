@@ -35,6 +35,11 @@ from ensemble_operator.workload import LOOK_AGAIN, Start, Wish, maps
 from ensemble_operator.world import Manifest, Ref, World
 
 ALLOCATE: Component = "allocate"
+# Of `serving`.
+READ_BY_COMMANDS = {
+    *("segment_size", "max_batch_size"),
+    *("combiner", "scores", "routing", "quorum", "retries", "deadline_seconds"),
+}
 RUNS_AGAIN = (reasons.SELECTING, reasons.PROFILING)
 
 
@@ -199,7 +204,7 @@ def wanted_part(deployment: EnsembleDeployment) -> EnsembleDeployment:
                 "selectionRef": spec.selection_ref,
                 "devices": spec.devices,
                 "optimization": spec.optimization,
-                "serving": {"segmentSize": spec.serving.segment_size, "maxBatchSize": spec.serving.max_batch_size},
+                "serving": spec.serving.model_dump(include=READ_BY_COMMANDS),
             },
         }
     )

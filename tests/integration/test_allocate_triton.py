@@ -244,6 +244,12 @@ Change = Callable[[str], str]
             "spec.devices[0]",
             ("needs", "of 64 MiB left", "MiB too few"),
         ),
+        (
+            lambda t: without(t, "segmentSize: 32", "segmentSize: 32, quorum: 3"),
+            (),
+            "spec.serving.quorum",
+            ("3 is more than the ensemble's 2 members",),
+        ),
         (lambda t: t, ("--budget", "none"), "spec.selectionRef.budgetName", ("none has no ensemble", "cheapest")),
         (lambda t: t, ("--budget", "some"), "spec.selectionRef.budgetName", ("some is none of the budgets all, none",)),
         (lambda t: t, ("--max-benchmarks", "0"), "--max-benchmarks", ("0", "greater than or equal to 1")),
@@ -254,7 +260,7 @@ Change = Callable[[str], str]
             ("run `ensemble select",),
         ),
     ],
-    ids=["cores", "memory", "no ensemble", "no budget", "no benchmarks", "not selected"],
+    ids=["cores", "memory", "quorum", "no ensemble", "no budget", "no benchmarks", "not selected"],
 )
 def test_bad_input_is_named_and_nothing_is_written(
     spec: Path, change: Change, arguments: tuple[str, ...], where: str, words: tuple[str, ...]

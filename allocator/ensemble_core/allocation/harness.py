@@ -108,9 +108,10 @@ class Bench:
         be started.
         """
         subject = self._subject
-        plan = plan_of(matrix, subject.members, subject.devices, self._signature, subject.deployment)
         seconds = subject.deployment.spec.optimization.seconds_per_benchmark
         deadline = self._pace.deadline(matrix, IN_FLIGHT * _request_size(subject.deployment))
+        plan = plan_of(matrix, subject.members, subject.devices, self._signature, subject.deployment)
+        plan = plan.answered_by_all(deadline)
         reason = ""
         for _ in range(TRIES):
             try:

@@ -94,6 +94,15 @@ class Plan(Frozen):
             raise ValueError(f"a quorum of {self.answering.quorum} is more than all {len(self.members)} members")
         return self
 
+    def answered_by_all(self, seconds: float) -> Self:
+        """The same plan, whose every answer has all members at the first try, and so many seconds for it at least.
+
+        What a quorum leaves out is work that a measurement would miss.
+        """
+        seconds = max(Answering().deadline_seconds, seconds)
+        whole = self.answering.model_copy(update={"quorum": None, "retries": 0, "deadline_seconds": seconds})
+        return self.model_copy(update={"answering": whole})
+
     @property
     def models(self) -> frozenset[str]:
         """Names of its Triton models: the front model and one for each worker."""
@@ -141,5 +150,13 @@ def plan_of(
         workers=tuple(
             Worker(member=member, device=devices[device].name, batch_size=batch_size)
             for device, member, batch_size in matrix.entries()
+        ),
+        answering=Answering(
+            rule=serving.combiner,
+            scores=serving.scores,
+            routing=serving.routing,
+            quorum=serving.quorum,
+            retries=serving.retries,
+            deadline_seconds=serving.deadline_seconds,
         ),
     )

@@ -34,11 +34,15 @@ ENGINE = "onnxruntime"
 
 
 def overridden(deployment: EnsembleDeployment, budget: str | None, max_benchmarks: int | None) -> EnsembleDeployment:
-    """A deployment with another budget or number of benchmarks, as the options of a command say."""
+    """A deployment with another budget or number of benchmarks, as the options of a command say.
+
+    Another budget's ensemble may have fewer members than the quorum, which then is all of them.
+    """
     spec = deployment.spec
-    reference, optimization = spec.selection_ref, spec.optimization
-    if budget is not None:
+    reference, optimization, serving = spec.selection_ref, spec.optimization, spec.serving
+    if budget is not None and budget != reference.budget_name:
         reference = reference.model_copy(update={"budget_name": budget})
+        serving = serving.model_copy(update={"quorum": None})
     if max_benchmarks is not None:
         try:
             optimization = Optimization.model_validate({**optimization.model_dump(), "max_benchmarks": max_benchmarks})
@@ -47,7 +51,11 @@ def overridden(deployment: EnsembleDeployment, budget: str | None, max_benchmark
                 "--max-benchmarks", error.errors()[0]["msg"].replace("Input should", f"{max_benchmarks} must")
             ) from None
     return deployment.model_copy(
-        update={"spec": spec.model_copy(update={"selection_ref": reference, "optimization": optimization})}
+        update={
+            "spec": spec.model_copy(
+                update={"selection_ref": reference, "optimization": optimization, "serving": serving}
+            )
+        }
     )
 
 
@@ -83,13 +91,14 @@ def find_ensemble(documents: Documents, deployment: EnsembleDeployment, digest: 
 
     Raises:
         UserError: there is no such result, or the selection was not run for what the libraries hold now, or it has no
-            such budget or no ensemble for it, or a member cannot be served.
+            such budget or no ensemble for it, or fewer members than the quorum, or a member cannot be served.
     """
     where = f"{documents.file}: EnsembleDeployment {deployment.metadata.name}"
     reference = deployment.spec.selection_ref
     selection = documents.selection(reference.name)
     result = _current(where, documents, selection) if digest is None else read_result(documents, selection, digest)
     chosen = _chosen(where, result, reference.budget_name)
+    _check_quorum(where, deployment.spec.serving.quorum, len(chosen))
     storages = documents.source_storages(selection)
     opened = {index: Library.open(open_store(storages[index])) for index in {member.library for member in chosen}}
     libraries = tuple(opened[member.library] for member in chosen)
@@ -236,6 +245,11 @@ def _chosen(where: str, result: SelectionResult, name: str) -> tuple[MemberResul
     if budget is None:
         raise UserError(where, f"{name} is none of the budgets {', '.join(budget.name for budget in result.budgets)}")
     raise UserError(where, f"{name} has no ensemble: {budget.reason}")
+
+
+def _check_quorum(where: str, quorum: int | None, members: int) -> None:
+    if quorum is not None and quorum > members:
+        raise UserError(f"{where}: spec.serving.quorum", f"{quorum} is more than the ensemble's {members} members")
 
 
 def _unique(names: Sequence[str]) -> list[str]:

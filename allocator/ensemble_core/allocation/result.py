@@ -14,7 +14,7 @@ from ensemble_core.api.ensembledeployment import EnsembleDeployment
 from ensemble_core.frozen import Frozen, digest
 from ensemble_core.library.records import ModelId, Sha256
 
-COMPUTATION = 1  # raised when algorithms, benchmarks or backends change, so that stored results are not found
+COMPUTATION = 2  # raised when algorithms, benchmarks or backends change, so that stored results are not found
 Rows = tuple[tuple[int, ...], ...]  # batch sizes, [device][member], 0 = absent
 
 
@@ -122,11 +122,13 @@ class Subject:
         )
 
     def _measured(self) -> dict[str, Any]:
+        serving = self.deployment.spec.serving
         return {
             "computation": COMPUTATION,
             "models": [member.sha256 for member in self.members],
             "devices": device_fingerprint(self.devices),
-            "segmentSize": self.deployment.spec.serving.segment_size,
+            "segmentSize": serving.segment_size,
+            "answering": [serving.combiner, serving.scores, serving.routing],
             "server": self.server.document(),
             "load": self.load,
         }

@@ -133,6 +133,31 @@ class Serving(Ruled):
     replicas: int = Field(1, ge=1, le=1024, description="Copies of the serving pod, unless `autoscaling` is given.")
     segment_size: int = Field(128, ge=1, le=65_536, description="Samples per segment of a request.")
     max_batch_size: int = Field(4096, ge=1, le=1_000_000, description="Samples per request at most.")
+    combiner: Literal["average", "weighted", "vote"] = Field(
+        "weighted",
+        description="How members' answers become one: their mean, `weighted` by the selection's weights, or a `vote`, "
+        "in which each gives its weight to its best class.",
+    )
+    scores: Literal["probabilities", "logits"] = Field(
+        "probabilities", description="What members answer; logits become probabilities before they are combined."
+    )
+    routing: Literal["pull", "weights"] = Field(
+        "pull",
+        description="How a member's samples are divided among its devices: a free one takes the next (`pull`), or each "
+        "gets its share (`weights`), which is an equal one.",
+    )
+    quorum: int | None = Field(
+        None, ge=1, le=256, description="Members that every sample needs; all of them by default."
+    )
+    retries: int = Field(
+        0, ge=0, le=100, description="Calls after one that failed, on another device if the member is on one."
+    )
+    deadline_seconds: float = Field(
+        60,
+        ge=0.001,
+        le=86_400,
+        description="Seconds after which a request is answered if the quorum is there, and fails if not.",
+    )
     http_port: Port = Field(8000, description="Port of the HTTP endpoint.")
     grpc_port: Port = Field(8001, description="Port of the gRPC endpoint.")
     metrics_port: Port = Field(8002, description="Port of the metrics endpoint.")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 from ensemble_core.allocation.harness import Bench, NoServerError, images, load_settings, server_version
 from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.pace import Pace
-from ensemble_core.allocation.plan import Plan
+from ensemble_core.allocation.plan import Answering, Plan
 from ensemble_core.allocation.result import Subject, Throughput
+from ensemble_core.api.ensembledeployment import Serving
 from ensemble_core.library.records import Signature
 from ensemble_core.serving.errors import LoadError, ServingError
 from ensemble_core.serving.load import Measurement, Window
@@ -55,6 +57,20 @@ def test_a_matrix_is_applied_and_measured_under_the_settings_of_the_spec(make_su
         ("cpu1", 1, 32),
     ]
     assert server.loads == [((128, 4, 4, 1), 1.5, PACE.deadline(MATRIX, 3 * 128))]
+
+
+def test_every_member_answers_what_is_measured(make_subject: Callable[..., Subject]) -> None:
+    """A quorum or a short deadline would make matrices look fast that leave members out."""
+    server, subject = Server(), make_subject()
+    serving = Serving(combiner="vote", scores="logits", routing="weights", quorum=1, retries=3, deadline_seconds=0.01)
+    spec = subject.deployment.spec.model_copy(update={"serving": serving})
+    pace = replace(PACE, seconds=({"cpu-test-1c": 1.0}, {"cpu-test-1c": 2.0}))
+    Bench(replace(subject, deployment=subject.deployment.model_copy(update={"spec": spec})), SIGNATURE, pace, server)(
+        MATRIX
+    )
+    (plan,) = server.applied
+    deadline = pace.deadline(MATRIX, 3 * 128)
+    assert plan.answering == Answering(rule="vote", scores="logits", routing="weights", deadline_seconds=deadline)
 
 
 def test_a_failure_that_does_not_come_again_is_chance(make_subject: Callable[..., Subject]) -> None:

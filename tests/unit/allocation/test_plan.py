@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from ensemble_core.allocation.matrix import Matrix
-from ensemble_core.allocation.plan import Plan, Worker, pins, plan_of
+from ensemble_core.allocation.plan import Answering, Plan, Worker, pins, plan_of
 from ensemble_core.allocation.result import Subject
+from ensemble_core.api.ensembledeployment import Serving
 from ensemble_core.library.records import Signature
 
 SIGNATURE = Signature(input_type="uint8", input_shape=(8, 8, 1), classes=10)
@@ -31,6 +34,27 @@ def test_a_worker_for_each_element_that_is_not_zero(make_subject: Callable[..., 
     ]
     assert (plan.name, plan.segment_size, plan.max_batch_size) == ("digits", 128, 4096)
     assert plan.device("cpu1").cores == (1,)
+
+
+def serving(subject: Subject, **settings: Any) -> Subject:
+    """The same with other settings of `serving`."""
+    spec = subject.deployment.spec.model_copy(update={"serving": Serving.model_validate(settings)})
+    return replace(subject, deployment=subject.deployment.model_copy(update={"spec": spec}))
+
+
+def test_how_answers_become_one_is_as_the_deployment_says(make_subject: Callable[..., Subject]) -> None:
+    assert make_plan(make_subject()).answering == Answering()
+    settings = {"combiner": "vote", "scores": "logits", "routing": "weights"}
+    settings |= {"quorum": 1, "retries": 2, "deadlineSeconds": 0.5}
+    assert make_plan(serving(make_subject(), **settings)).answering == Answering(
+        rule="vote", scores="logits", routing="weights", quorum=1, retries=2, deadline_seconds=0.5
+    )
+
+
+def test_a_quorum_of_more_than_all_members_is_refused(make_subject: Callable[..., Subject]) -> None:
+    assert make_plan(serving(make_subject(), quorum=2)).answering.quorum == 2
+    with pytest.raises(ValidationError, match="a quorum of 3 is more than all 2 members"):
+        make_plan(serving(make_subject(), quorum=3))
 
 
 def test_a_plan_survives_json(make_subject: Callable[..., Subject]) -> None:

@@ -89,6 +89,16 @@ def test_device_pod() -> None:
     assert found.memory_limit == 2048 + 3 * 512 + 4096 + 5 * 4096
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"combiner": "vote"}, {"scores": "logits"}, {"routing": "weights"}, {"quorum": 1}, {"retries": 1}]
+    + [{"deadlineSeconds": 5}, {"segmentSize": 64}, {"maxBatchSize": 64}],
+    ids=str,
+)
+def test_what_is_served_otherwise_is_another_revision(settings: Manifest) -> None:
+    assert served(serving=settings).revision() != served().revision()
+
+
 def test_both_pods_have_the_same_devices() -> None:
     one = served()
     optimising, serving = containers(optimise(one)), containers(build_deployment(one, 1))

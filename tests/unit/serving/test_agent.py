@@ -130,6 +130,9 @@ def agent(make_plan, triton, told, tmp_path: Path, monkeypatch) -> Agent:
     """On a folder with a plan; whether its files are what they should be is not asked here."""
     content = Rendered(spec_hash="a" * 64, selection="b" * 64, allocation="c" * 64, plan=make_plan())
     (tmp_path / "plan.json").write_text(content.model_dump_json(by_alias=True))
+    for backend in ("averaging", "member"):
+        (tmp_path / "backends" / backend).mkdir(parents=True)
+        (tmp_path / "backends" / backend / "model.py").touch()
     monkeypatch.setattr(rendered, "check_weights", lambda plan, models: None)
     monkeypatch.setattr(repository, "write", lambda plan, folder: None)
     monkeypatch.setattr(processes, "stubs", lambda prefix, models: dict.fromkeys(triton.loaded, 1))

@@ -172,7 +172,7 @@ def test_cores_are_those_of_the_container_that_serves(content, tmp_path: Path):
 def test_members_keep_to_no_cores_that_other_pods_may_use(content, tmp_path: Path):
     folder = tmp_path / "repository"
     rendered.write(folder, content)
-    plan = rendered.prepare(folder, range(64), shared=True).plan
+    plan = rendered.prepare(folder, range(64), shared=True)[0].plan
     text = (folder / "models" / "m-1--cpu1--b128" / "config.pbtxt").read_text()
     assert not any(device.pinned for device in plan.devices)
     assert '"cores"' not in text
