@@ -91,8 +91,10 @@ def test_device_pod() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"combiner": "vote"}, {"scores": "logits"}, {"routing": "weights"}, {"quorum": 1}, {"retries": 1}]
-    + [{"deadlineSeconds": 5}, {"segmentSize": 64}, {"maxBatchSize": 64}],
+    [
+        *({"combiner": "vote"}, {"scores": "logits"}, {"routing": "weights"}, {"quorum": 1}, {"retries": 1}),
+        *({"deadlineSeconds": 5}, {"segmentSize": 64}, {"maxBatchSize": 64}),
+    ],
     ids=str,
 )
 def test_what_is_served_otherwise_is_another_revision(settings: Manifest) -> None:
