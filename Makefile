@@ -6,7 +6,7 @@ OUTPUT ?= runs/digits
 # A script whose `envtest` prints a folder with etcd, kube-apiserver and kubectl, and whose `up` starts a cluster.
 export TESTBED ?= ../shared/testbed/cluster
 
-.PHONY: demo test check backend test-backend tools test-apiserver e2e bench nightly lock generate format clean
+.PHONY: demo test check backend test-backend test-sanitized tools test-apiserver e2e bench bench-serving nightly lock generate format clean
 
 demo: .venv/local  ## The main job on real data: search, select, allocate, serve, report
 	$(BIN)/ensemble run examples/digits.yaml --output $(OUTPUT)
@@ -24,7 +24,7 @@ BACKEND = allocator/triton/averaging
 test-backend:  ## Unit tests of the backend's C++: plain, and under the address, undefined and thread sanitizers
 	set -e; for sanitizer in "" address,undefined thread; do folder=build/averaging-$${sanitizer:-plain}; \
 	cmake -S $(BACKEND) -B $$folder -D AVERAGING_TESTS=ON -D AVERAGING_SANITIZER=$$sanitizer; \
-	cmake --build $$folder --parallel; ctest --test-dir $$folder --output-on-failure; done
+	cmake --build $$folder --parallel $$(nproc); ctest --test-dir $$folder --output-on-failure; done
 
 # Helm, and the Lua that Argo CD runs health checks in.
 HELM = helm.sh/helm/v3/cmd/helm@v3.19.2
@@ -52,7 +52,14 @@ bench: .venv/dev tools  ## Side-by-side measurements; their tables go to benchma
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/reconcile.py
 
-nightly: .venv/dev tools  ## What takes longer: five seeds
+bench-serving: .venv/local  ## What averaging costs, with fake members; needs a quiet machine, cmake and a C++ compiler
+	$(BIN)/python benchmarks/serving.py
+
+test-sanitized: .venv/dev  ## The averaging suite on the real server, whose backend in C++ is built with sanitizers
+	set -e; for sanitizer in address,undefined thread; do \
+	AVERAGING_SANITIZER=$$sanitizer $(BIN)/python -m pytest tests/integration/averaging -k native; done
+
+nightly: .venv/dev tools test-sanitized  ## What takes longer: sanitizers, five seeds
 	$(BIN)/python -m pytest -m "nightly and not e2e"
 	$(BIN)/python benchmarks/seeds.py
 

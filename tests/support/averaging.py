@@ -22,12 +22,12 @@ import pytest
 from tritonclient import grpc
 from tritonclient.grpc import model_config_pb2 as pb
 
-from ensemble_core.library.cache import cache_folder
 from ensemble_core.serving import installation, native
 from ensemble_core.serving.client import connect
 from ensemble_core.serving.installation import Ports
 from ensemble_core.serving.process import ServerProcess
 
+ROOT = Path(__file__).parents[2]
 WIDTH = 4  # numbers of a sample
 # `address,undefined` or `thread`: what the backend in C++ is built with.
 SANITIZER = os.environ.get("AVERAGING_SANITIZER")
@@ -181,7 +181,7 @@ def started(kind: str, fake: Path, folder: Path) -> Iterator[Server]:
 
 def sanitize(backend: Path, sanitizer: str, environment: pytest.MonkeyPatch) -> None:
     """Put a backend there that was built with the sanitizer, whose own library the server must load first."""
-    folder = cache_folder() / "sanitized" / sanitizer
+    folder = ROOT / "build" / f"averaging-{sanitizer}"  # where `make test-backend` builds, too
     built = native.build(native.SOURCE, folder, "-D", f"AVERAGING_SANITIZER={sanitizer}")
     (backend / built.name).unlink()
     (backend / built.name).symlink_to(built)
