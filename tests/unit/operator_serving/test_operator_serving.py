@@ -112,7 +112,7 @@ def test_device_pod() -> None:
     ids=str,
 )
 def test_what_is_served_otherwise_is_another_revision(settings: Manifest) -> None:
-    assert served(serving=settings).revision() != served().revision()
+    assert served(serving=settings).revision != served().revision
 
 
 def test_both_pods_have_the_same_devices() -> None:
