@@ -19,6 +19,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from ensemble_core.allocation import harness
+from ensemble_core.allocation.candidate import Candidate
 from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.plan import Member
 from ensemble_core.allocation.prepare import find_ensemble, load_allocation, load_plan, overridden, subject_of
@@ -54,7 +55,9 @@ metadata: {name: tiny}
 spec:
   selectionRef: {name: tiny, budgetName: all}
   devices: [{name: cores, type: cpu, count: 2}]
-  optimization: {maxBenchmarks: 3, maxNeighs: 2, maxIter: 1, secondsPerBenchmark: 0.2, batchSizes: [8, 32]}
+  optimization:
+    {algorithm: bounded-greedy, maxBenchmarks: 3, maxNeighs: 2, maxIter: 1, secondsPerBenchmark: 0.2,
+     batchSizes: [8, 32]}
   serving: {segmentSize: 32}
 """
 
@@ -164,6 +167,24 @@ def test_allocate_measures_once_and_what_it_finds_can_be_served(
         assert np.abs(ask(server.url, plan.name, images("heldout")) - expected).max() < 1e-5
 
 
+def test_the_default_algorithm_measures_few_and_begins_with_the_incumbent(
+    spec: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed = spec.with_name("guided.yaml")
+    changed.write_text(without(DOCUMENTS, "algorithm: bounded-greedy, maxBenchmarks: 3", "maxBenchmarks: 5"))
+    assert verb(allocate, "--spec", str(spec)) == 0
+    before = load_allocation(load_documents(spec), load_documents(spec).deployment())
+    assert verb(allocate, "--spec", str(changed)) == 0
+    found = load_allocation(load_documents(changed), load_documents(changed).deployment())
+    assert found.algorithm == "guided"
+    assert 2 <= len(found.benchmarks) <= 5
+    assert found.benchmarks[0].matrix == before.matrix
+    assert found.benchmarks[0].throughput == next(b.throughput for b in before.benchmarks if b.matrix == before.matrix)
+    assert found.bound is not None
+    assert found.bound > 0
+    assert "of the bound by profiles" in capsys.readouterr().out
+
+
 def test_the_best_single_model_is_allocated_alone(spec: Path) -> None:
     assert verb(allocate, "--spec", str(spec), "--budget", BEST_SINGLE, "--max-benchmarks", "1") == 0
     documents = load_documents(spec)
@@ -184,16 +205,16 @@ def test_a_server_that_dies_between_benchmarks_is_survived(spec: Path, monkeypat
     ensemble = find_ensemble(documents, overridden(documents.deployment(), BEST_SINGLE, 1))
     with harness.Triton() as triton:
         bench = harness.Bench(subject_of(ensemble), ensemble.signature, triton)
-        assert bench(Matrix(((8,), (0,)))).samples_per_second > 0
+        assert bench(Candidate(Matrix(((8,), (0,))))).samples_per_second > 0
         assert servers[0].pid is not None
         os.kill(servers[0].pid, signal.SIGKILL)
-        assert bench(Matrix(((8,), (8,)))).samples_per_second > 0
+        assert bench(Candidate(Matrix(((8,), (8,))))).samples_per_second > 0
         assert len(servers) == 1  # it was started again, not given up
         broken = replace(subject_of(ensemble), members=(broken_member(ensemble.members[0], spec.parent),))
-        failed = harness.Bench(broken, ensemble.signature, triton)(Matrix(((8,), (0,))))
+        failed = harness.Bench(broken, ensemble.signature, triton)(Candidate(Matrix(((8,), (0,)))))
         assert failed.samples_per_second == 0
         assert failed.reason
-        assert bench(Matrix(((32,), (0,)))).samples_per_second > 0
+        assert bench(Candidate(Matrix(((32,), (0,))))).samples_per_second > 0
 
 
 def broken_member(member: Member, folder: Path) -> Member:

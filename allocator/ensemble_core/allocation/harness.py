@@ -1,4 +1,4 @@
-"""Benchmarks on the real server: one server for all matrices, each applied and measured under constant load."""
+"""Benchmarks on the real server: one server for all candidates, each applied and measured under constant load."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from ensemble_core.allocation.matrix import Matrix
+from ensemble_core.allocation.candidate import Candidate
+from ensemble_core.allocation.load import load_of
 from ensemble_core.allocation.plan import Plan, plan_of
 from ensemble_core.allocation.result import ServerVersion, Subject, Throughput
 from ensemble_core.api.ensembledeployment import EnsembleDeployment
@@ -20,7 +21,7 @@ from ensemble_core.serving.errors import ServingError
 from ensemble_core.serving.load import Measurement, measure
 from ensemble_core.serving.server import TritonServer
 
-IN_FLIGHT = 3  # requests
+BY_WEIGHTS = False  # whether the front model routes by the workers' shares
 TRIES = 2  # of a matrix that the server does not survive
 LINES = 5  # of a failure that are kept as its reason
 REVIVAL_SECONDS = 60.0  # for a server that died to be up again
@@ -35,7 +36,9 @@ class Server(Protocol):
 
     def apply(self, plan: Plan) -> None: ...
 
-    def measure(self, plan: Plan, images: npt.NDArray[Any], seconds: float) -> Measurement: ...
+    def measure(
+        self, plan: Plan, images: npt.NDArray[Any], seconds: float, in_flight: int, samples: int
+    ) -> Measurement: ...
 
 
 class Triton:
@@ -54,8 +57,10 @@ class Triton:
     def apply(self, plan: Plan) -> None:
         self._running().apply(plan)
 
-    def measure(self, plan: Plan, images: npt.NDArray[Any], seconds: float) -> Measurement:
-        return measure(self._running(), plan, images, seconds, IN_FLIGHT)
+    def measure(
+        self, plan: Plan, images: npt.NDArray[Any], seconds: float, in_flight: int, samples: int
+    ) -> Measurement:
+        return measure(self._running(), plan, images, seconds, in_flight, samples)
 
     def _running(self) -> TritonServer:
         if self._server is not None and not _revived(self._server):
@@ -84,7 +89,7 @@ def _revived(server: TritonServer) -> bool:
 
 
 class Bench:
-    """Measures matrices of a subject.
+    """Measures candidates of a subject under the load of its objective.
 
     Args:
         subject: Members, devices and settings.
@@ -98,27 +103,46 @@ class Bench:
         self._server = server
         self._images = images(signature, subject.deployment.spec.serving.segment_size)
 
-    def __call__(self, matrix: Matrix) -> Throughput:
-        """Throughput of a matrix; 0 with the reason if a member does not load, or if the server fails twice.
+    def __call__(self, candidate: Candidate) -> Throughput:
+        """Throughput of a candidate; 0 with the reason if a member does not load, or if the server fails twice.
 
         Once may be chance: another process may have taken the memory, or ended the server. NoServerError if none can
         be started.
         """
         subject = self._subject
-        plan = plan_of(matrix, subject.members, subject.devices, self._signature, subject.deployment)
-        seconds = subject.deployment.spec.optimization.seconds_per_benchmark
+        plan = plan_of(candidate, subject.members, subject.devices, self._signature, subject.deployment)
         reason = ""
         for _ in range(TRIES):
             try:
                 self._server.apply(plan)
-                found = self._server.measure(plan, self._images, seconds)
+                found = self._measured(plan)
             except ServingError as error:
                 reason = str(error)
             else:
                 return Throughput(
-                    samples_per_second=found.throughput, spread=found.spread, foreign_cores=found.foreign_cores
+                    samples_per_second=found.throughput,
+                    spread=found.spread,
+                    foreign_cores=found.foreign_cores,
+                    latency_seconds=(found.p50, found.p90, found.p99),
                 )
         return Throughput(samples_per_second=0, reason="\n".join(reason.splitlines()[:LINES]))
+
+    def _measured(self, plan: Plan) -> Measurement:
+        """Of loads of growing concurrency the fastest within the latency allowed; the first if none is."""
+        spec = self._subject.deployment.spec
+        load = load_of(spec)
+        limit, percentile = spec.optimization.latency.milliseconds, spec.optimization.latency.percentile
+        best: Measurement | None = None
+        for in_flight in load.in_flight:
+            found = self._server.measure(
+                plan, self._images, spec.optimization.seconds_per_benchmark, in_flight, load.samples
+            )
+            if best is not None and (limit is None or 1000 * getattr(found, percentile) > limit):
+                break  # more in flight waits longer
+            if best is None or found.throughput > best.throughput:
+                best = found
+        assert best is not None  # a load has at least one concurrency
+        return best
 
 
 def images(signature: Signature, count: int) -> npt.NDArray[Any]:
@@ -145,8 +169,12 @@ def server_version() -> ServerVersion:
 def load_settings(deployment: EnsembleDeployment) -> dict[str, Any]:
     """What defines the load, for digests."""
     spec = deployment.spec
-    return {
+    load = load_of(spec)
+    settings: dict[str, Any] = {
         "secondsPerBenchmark": spec.optimization.seconds_per_benchmark,
-        "inFlight": IN_FLIGHT,
-        "samplesPerRequest": min(spec.serving.segment_size, spec.serving.max_batch_size),
+        "inFlight": load.in_flight[0] if len(load.in_flight) == 1 else list(load.in_flight),
+        "samplesPerRequest": load.samples,
     }
+    if len(load.in_flight) > 1:
+        settings["latency"] = spec.optimization.latency.document()
+    return settings

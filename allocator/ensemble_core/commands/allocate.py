@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ensemble_core.allocation.harness import Bench, NoServerError, Triton
-from ensemble_core.allocation.matrix import Matrix
+from ensemble_core.allocation.harness import BY_WEIGHTS, Bench, NoServerError, Triton
 from ensemble_core.allocation.memory import Memory
 from ensemble_core.allocation.optimise import Benchmarks, benchmarks_at_most, find_allocation, stored_allocation
 from ensemble_core.allocation.plan import Plan, Worker
 from ensemble_core.allocation.prepare import (
     Ensemble,
+    Profiles,
+    allocated,
     allocated_plan,
     find_ensemble,
     memory_of,
     overridden,
+    profiles_of,
+    speeds_of,
     subject_of,
 )
 from ensemble_core.allocation.result import AllocationResult, Benchmark, Subject
@@ -47,25 +50,27 @@ def _allocate(arguments: argparse.Namespace, report: Report) -> dict[str, Any]:
     ensemble = find_ensemble(documents, deployment, arguments.selection)
     try:
         subject = subject_of(ensemble)
-        memory = memory_of(ensemble, subject)
+        profiles = profiles_of(ensemble, subject)
         found = stored_allocation(ensemble.results, subject)
         if found is not None:
             print(f"allocation {found.name}: nothing has changed, allocations/{found.digest}.json stays")
         else:
-            found = _optimise(ensemble, subject, memory, report)
+            found = _optimise(ensemble, subject, profiles, report)
     except NoServerError as error:
         raise CommandError(f"there is no Triton server to measure: {error}") from error
     for line in table(found):
         print(line)
-    plan = allocated_plan(ensemble, subject, Matrix(found.matrix))
-    return {"digest": found.digest, "summary": summary(found, plan, memory)}
+    plan = allocated_plan(ensemble, subject, allocated(found))
+    return {"digest": found.digest, "summary": summary(found, plan, memory_of(subject.devices, profiles))}
 
 
-def _optimise(ensemble: Ensemble, subject: Subject, memory: Memory, report: Report) -> AllocationResult:
+def _optimise(ensemble: Ensemble, subject: Subject, profiles: Profiles, report: Report) -> AllocationResult:
     progress = Progress(report, benchmarks_at_most(subject))
     with Triton() as server:
         bench = Benchmarks(ensemble.results, subject, Bench(subject, ensemble.signature, server), progress)
-        return find_allocation(f"{ensemble.where}: spec.devices", ensemble.results, subject, memory, bench)
+        memory, speeds = memory_of(subject.devices, profiles), speeds_of(subject.devices, profiles)
+        where = f"{ensemble.where}: spec.devices"
+        return find_allocation(where, ensemble.results, subject, memory, speeds, bench, BY_WEIGHTS)
 
 
 class Progress:
@@ -110,9 +115,10 @@ def table(found: AllocationResult) -> list[str]:
         for device, row in zip(found.devices, found.matrix, strict=True)
     ]
     best, start = found.throughput.samples_per_second, found.start.throughput.samples_per_second
-    gain = f" ({best / start - 1:+.0%} from worst-fit)" if start else ""
+    gain = f" ({best / start - 1:+.0%} from worst-fit)" if start and found.start.matrix != found.matrix else ""
+    bound = f", {best / found.bound:.0%} of the bound by profiles" if found.bound else ""
     return [
-        f"allocation {found.name}, budget {found.selection.budget_name}: {best:,.0f} samples/s measured{gain}, "
+        f"allocation {found.name}, budget {found.selection.budget_name}: {best:,.0f} samples/s measured{gain}{bound}, "
         f"{len(found.benchmarks)} matrices benchmarked",
         f"  {'':<{width}}  " + "  ".join(names),
         *rows,

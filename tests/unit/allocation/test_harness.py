@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ensemble_core.allocation.candidate import Candidate
 from ensemble_core.allocation.harness import Bench, NoServerError, images, load_settings, server_version
 from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.plan import Plan
@@ -15,7 +16,7 @@ from ensemble_core.serving.errors import LoadError, ServingError
 from ensemble_core.serving.load import Measurement, Window
 
 SIGNATURE = Signature(input_type="uint8", input_shape=(4, 4, 1), classes=3)
-MATRIX = Matrix(((8, 8), (0, 32)))
+CANDIDATE = Candidate(Matrix(((8, 8), (0, 32))))
 WINDOW = Window(seconds=1, requests=10, throughput=640.0, foreign_cores=0.01, client_cores=0.1)
 MEASURED = Measurement(
     throughput=640.0, spread=0.02, foreign_cores=0.01, client_cores=0.1, p50=0.1, p90=0.1, p99=0.1, requests=10,
@@ -29,7 +30,7 @@ class Server:
     def __init__(self, *failures: Exception | None) -> None:
         self.failures = list(failures)
         self.applied: list[Plan] = []
-        self.loads: list[tuple[Any, float]] = []
+        self.loads: list[tuple[Any, float, int, int]] = []
 
     def apply(self, plan: Plan) -> None:
         self.applied.append(plan)
@@ -37,40 +38,42 @@ class Server:
         if failure is not None:
             raise failure
 
-    def measure(self, plan: Plan, images: Any, seconds: float) -> Measurement:
-        self.loads.append((images.shape, seconds))
+    def measure(self, plan: Plan, images: Any, seconds: float, in_flight: int, samples: int) -> Measurement:
+        self.loads.append((images.shape, seconds, in_flight, samples))
         return MEASURED
 
 
 def test_a_matrix_is_applied_and_measured_under_the_settings_of_the_spec(make_subject: Callable[..., Subject]) -> None:
     server = Server()
-    throughput = Bench(make_subject(secondsPerBenchmark=1.5), SIGNATURE, server)(MATRIX)
-    assert throughput == Throughput(samples_per_second=640.0, spread=0.02, foreign_cores=0.01)
+    throughput = Bench(make_subject(secondsPerBenchmark=1.5), SIGNATURE, server)(CANDIDATE)
+    assert throughput == Throughput(
+        samples_per_second=640.0, spread=0.02, foreign_cores=0.01, latency_seconds=(0.1, 0.1, 0.1)
+    )
     (plan,) = server.applied
     assert [(worker.device, worker.member, worker.batch_size) for worker in plan.workers] == [
         ("cpu0", 0, 8),
         ("cpu0", 1, 8),
         ("cpu1", 1, 32),
     ]
-    assert server.loads == [((128, 4, 4, 1), 1.5)]
+    assert server.loads == [((128, 4, 4, 1), 1.5, 3, 128)]
 
 
 def test_a_failure_that_does_not_come_again_is_chance(make_subject: Callable[..., Subject]) -> None:
     server = Server(ServingError("the server is gone"))
-    assert Bench(make_subject(), SIGNATURE, server)(MATRIX).samples_per_second == 640.0
+    assert Bench(make_subject(), SIGNATURE, server)(CANDIDATE).samples_per_second == 640.0
     assert len(server.applied) == 2
 
 
 def test_a_matrix_that_fails_twice_serves_nothing(make_subject: Callable[..., Subject]) -> None:
     server = Server(ServingError("the server is gone"), LoadError("m-0000--cpu0--b8: no memory\nlog"))
-    throughput = Bench(make_subject(), SIGNATURE, server)(MATRIX)
+    throughput = Bench(make_subject(), SIGNATURE, server)(CANDIDATE)
     assert throughput == Throughput(samples_per_second=0, reason="m-0000--cpu0--b8: no memory\nlog")
     assert (len(server.applied), server.loads) == (2, [])
 
 
 def test_no_server_says_nothing_about_a_matrix(make_subject: Callable[..., Subject]) -> None:
     with pytest.raises(NoServerError):
-        Bench(make_subject(), SIGNATURE, Server(NoServerError("not installed")))(MATRIX)
+        Bench(make_subject(), SIGNATURE, Server(NoServerError("not installed")))(CANDIDATE)
 
 
 def test_images_are_of_the_signature_and_always_the_same() -> None:
@@ -80,6 +83,33 @@ def test_images_are_of_the_signature_and_always_the_same() -> None:
     assert floats.dtype == np.float32
     assert 0 <= floats.min() <= floats.max() < 1
     assert np.array_equal(images(SIGNATURE, 5), images(SIGNATURE, 5))
+
+
+def test_latency_is_measured_under_the_load_that_the_spec_names(make_subject: Callable[..., Subject]) -> None:
+    latency = {"requestsInFlight": 2, "samplesPerRequest": 4}
+    server = Server()
+    throughput = Bench(make_subject(objective="latency", latency=latency), SIGNATURE, server)(CANDIDATE)
+    assert server.loads == [((128, 4, 4, 1), 2.0, 2, 4)]
+    assert throughput.latency_seconds == (0.1, 0.1, 0.1)
+    assert throughput.measured().latency == (0.1, 0.1, 0.1)
+
+
+def test_of_growing_loads_the_fastest_within_the_latency_counts(make_subject: Callable[..., Subject]) -> None:
+    class Growing(Server):
+        """Ten more samples/s and 10 ms more with each request in flight."""
+
+        def measure(self, plan: Plan, images: Any, seconds: float, in_flight: int, samples: int) -> Measurement:
+            found = super().measure(plan, images, seconds, in_flight, samples)
+            return found.model_copy(update={"throughput": 10.0 * in_flight, "p90": 0.01 * in_flight})
+
+    for limit, fastest, loads in ((25, 20.0, [1, 2, 3]), (5, 10.0, [1, 2]), (1000, 80.0, [1, 2, 3, 4, 6, 8])):
+        latency = {"percentile": "p90", "milliseconds": limit, "samplesPerRequest": 64}
+        subject = make_subject(objective="throughput-within-latency", latency=latency)
+        server = Growing()
+        throughput = Bench(subject, SIGNATURE, server)(CANDIDATE)
+        assert throughput.samples_per_second == fastest
+        assert [in_flight for _, _, in_flight, _ in server.loads] == loads
+        assert load_settings(subject.deployment)["latency"]["milliseconds"] == limit
 
 
 def test_the_load_is_one_segment_or_the_largest_request(make_subject: Callable[..., Subject]) -> None:
