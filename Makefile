@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUTPUT ?= runs/digits
 
-.PHONY: demo test check tools test-apiserver e2e bench nightly lock generate format clean
+.PHONY: demo test check tools test-apiserver e2e bench bench-allocation nightly lock generate format clean
 
 demo: .venv/local  ## The main job on real data: search, select, allocate, serve, report
 	$(BIN)/ensemble run examples/digits.yaml --output $(OUTPUT)
@@ -36,6 +36,9 @@ check: .venv/dev  ## Lint, types, layers, drift of generated files
 bench: .venv/dev  ## Side-by-side measurements; their tables go to benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/reconcile.py
+
+bench-allocation: .venv/dev  ## Allocators on simulated V100 nodes; takes long
+	$(BIN)/python benchmarks/allocation.py --hostile --large --jobs $$(nproc)
 
 nightly: .venv/dev  ## What takes longer: five seeds
 	$(BIN)/python -m pytest -m nightly
