@@ -36,6 +36,7 @@ REPEATS = 3  # measurements of a candidate at most
 NOISE = 0.01  # relative standard deviation of a benchmark, at least
 SURE = 2.0  # standard errors by which the incumbent must be beaten
 SAME_SHARES = 0.02  # largest difference of shares that makes no other candidate
+TRIED = 25  # moves of a chain for each batch size of each member on each device, if that is less than usual
 WORK = 1.5e9  # array elements that annealing touches at most
 
 
@@ -182,8 +183,10 @@ def _proposed(problem: Problem, measured: Sequence[Indices], seed: int) -> list[
 
 
 def effort_for(problem: Problem) -> Effort:
-    """As much annealing as a large problem leaves time for; none where construction must do."""
+    """Little annealing of a small problem, of a large one what time it leaves; none where that is too little."""
     usual = Effort()
+    if (enough := TRIED * problem.speeds.size) < usual.moves:
+        return Effort(usual.chains, enough)
     step = usual.chains * problem.devices * problem.members**2
     moves = min(usual.moves, int(WORK / step))
     return Effort(usual.chains, moves) if moves >= 50 else Effort(1, 0)

