@@ -35,6 +35,7 @@ CLOSE = 0.93  # of the best score, from which a candidate is measured again
 REPEATS = 3  # measurements of a candidate at most
 NOISE = 0.01  # relative standard deviation of a benchmark, at least
 SURE = 2.0  # standard errors by which the incumbent must be beaten
+LEAST = 0.005  # share of a member that is worth a worker
 SAME_SHARES = 0.02  # largest difference of shares that makes no other candidate
 TRIED = 25  # moves of a chain for each batch size of each member on each device, if that is less than usual
 WORK = 1.5e9  # array elements that annealing touches at most
@@ -219,7 +220,11 @@ def _most_promising(problem: Problem, pool: Sequence[Indices], ledger: Ledger) -
             if promise > most and not _known(candidate, ledger):
                 best, most = candidate, promise
     ranked = ledger.ranked()
-    return None if ranked and most < PROMISE * ledger.score(ranked[0]) else best
+    if not ranked:
+        return best
+    # What was measured may be above the model by as much as the luckiest so far.
+    surprises = [ledger.score(c) / (scales[c.shares is None] * ledger.objective.expected(problem, c)) for c in ranked]
+    return best if most * max(1.0, *surprises) >= PROMISE * ledger.score(ranked[0]) else None
 
 
 def _promise(problem: Problem, indices: Indices, ledger: Ledger) -> float:
@@ -233,7 +238,7 @@ def routed(problem: Problem, indices: Indices) -> tuple[Candidate, ...]:
     if ((indices > 0).sum(axis=0) == 1).all():
         return (pull,)
     rates = route(problem, indices).rates
-    lean = np.where(rates > 1e-3 * rates.max(axis=0), indices, 0)
+    lean = np.where(rates > LEAST * rates.sum(axis=0), indices, 0)
     if (lean != indices).any():
         rates = route(problem, lean).rates
     return Candidate.weighted(problem.matrix(lean), rates), pull
