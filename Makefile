@@ -3,14 +3,18 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 OUTPUT ?= runs/digits
+# A script whose `envtest` prints a folder with etcd, kube-apiserver and kubectl, and whose `up` starts a cluster.
+export TESTBED ?= ../shared/testbed/cluster
 
 .PHONY: demo test check tools test-apiserver e2e bench bench-allocation nightly lock generate format clean
 
 demo: .venv/local  ## The main job on real data: search, select, allocate, serve, report
 	$(BIN)/ensemble run examples/digits.yaml --output $(OUTPUT)
 
-test: .venv/dev  ## Every test that needs no cluster: unit, and integration with real Ray, Triton and S3
+test: .venv/dev  ## Every test that needs no whole cluster: unit, handler, real Ray, Triton and S3, and a real API server
 	$(BIN)/python -m pytest -m "not apiserver and not e2e and not nightly"
+	@if [[ -n "$$KUBEBUILDER_ASSETS" || -x "$(TESTBED)" ]]; then $(MAKE) --no-print-directory test-apiserver; else \
+		echo "left out: tests against a real API server (KUBEBUILDER_ASSETS is not set)"; fi
 
 # Helm, and the Lua that Argo CD runs health checks in.
 HELM = helm.sh/helm/v3/cmd/helm@v3.19.2
@@ -21,10 +25,11 @@ tools:
 	test -x $(GO_BIN)/glua || go install $(GLUA)
 
 test-apiserver: .venv/dev tools  ## Tests against a real kube-apiserver; KUBEBUILDER_ASSETS names the folder of its binaries
-	$(BIN)/python -m pytest -m "apiserver and not nightly"
+	set -e; assets="$${KUBEBUILDER_ASSETS:-$$($(TESTBED) envtest)}"; \
+		KUBEBUILDER_ASSETS="$$assets" $(BIN)/python -m pytest -m "apiserver and not nightly"
 
 e2e: .venv/dev tools  ## From images to answers on a cluster: that of $KUBECONFIG, or else of the test bed
-	set -e; settings="$$(tests/e2e/cluster.sh)"; eval "$$settings"; $(BIN)/python -m pytest -m e2e --capture=no
+	set -e; settings="$$(tests/e2e/cluster.sh)"; eval "$$settings"; $(BIN)/python -m pytest -m "e2e and not nightly" --capture=no
 
 check: .venv/dev  ## Lint, types, layers, drift of generated files
 	$(BIN)/ruff check .
@@ -33,15 +38,15 @@ check: .venv/dev  ## Lint, types, layers, drift of generated files
 	$(BIN)/lint-imports
 	$(BIN)/python -m ensemble_core.api.generate --check
 
-bench: .venv/dev  ## Side-by-side measurements; their tables go to benchmarks/RESULTS.md
+bench: .venv/dev tools  ## Side-by-side measurements; their tables go to benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/reconcile.py
 
 bench-allocation: .venv/dev  ## Allocators on simulated V100 nodes; takes long
 	$(BIN)/python benchmarks/allocation.py --hostile --large --jobs $$(nproc)
 
-nightly: .venv/dev  ## What takes longer: five seeds
-	$(BIN)/python -m pytest -m nightly
+nightly: .venv/dev tools  ## What takes longer: five seeds
+	$(BIN)/python -m pytest -m "nightly and not e2e"
 	$(BIN)/python benchmarks/seeds.py
 
 generate: .venv/dev  ## Write the CRDs and the API reference from the models

@@ -16,6 +16,7 @@ import argparse
 import hashlib
 import http.client
 import json
+import math
 import os
 import signal
 import ssl
@@ -48,10 +49,17 @@ Values = Mapping[str, Any]
 
 
 class Sink(Protocol):
-    """Where reports go; `interval` seconds lie between two writes, the last is retried for `patience` seconds."""
+    """Where reports go.
+
+    `interval` seconds lie between two writes, the last is retried for `patience` seconds. What has not changed for
+    `repeat` seconds is written again as it was: somebody else may have changed or deleted what is there.
+    """
 
     @property
     def interval(self) -> float: ...
+
+    @property
+    def repeat(self) -> float: ...
 
     @property
     def patience(self) -> float: ...
@@ -66,6 +74,7 @@ class FileSink:
     path: Path
     interval: float = 0.2
     patience: float = 5.0
+    repeat: float = math.inf
 
     def write(self, data: bytes) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,6 +94,7 @@ class ConfigMapSink:
     account: Path = SERVICE_ACCOUNT
     interval: float = 10.0
     patience: float = 120.0
+    repeat: float = 300.0
 
     def write(self, data: bytes) -> None:
         # The kubelet renews token and CA files: both are read anew each time.
@@ -221,7 +231,7 @@ class Report:
         return encode(self._content)
 
     def _write_changes(self, sink: Sink) -> None:
-        complaint = ""
+        complaint, last, written = "", b"", time.monotonic()
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._dirty or self._closed)
@@ -229,10 +239,11 @@ class Report:
                     return
                 self._dirty = False
             began = time.monotonic()
-            data = self._next() if self._refresh() or complaint else None
+            changed = self._refresh() or bool(complaint)
+            last = self._next() if changed else last
             pause = max(sink.interval, (time.monotonic() - began) / MAX_SHARE)
-            if data is not None:
-                complaint = self._try(sink, data, complaint)
+            if changed or began >= written + sink.repeat:
+                complaint, written = self._try(sink, last, complaint), began
             with self._changed:
                 self._dirty |= bool(complaint)
                 self._changed.wait_for(lambda: self._closed, timeout=pause)

@@ -22,7 +22,7 @@ from kubernetes.aio.config.config_exception import ConfigException
 from ensemble_core.api.common import API_VERSION
 from ensemble_core.errors import UserError
 from ensemble_operator.names import FIELD_MANAGER
-from ensemble_operator.world import Manifest
+from ensemble_operator.world import NAMESPACE_GOES, Manifest
 
 TIMEOUT = 30.0  # seconds for a request to be answered
 SILENCE = 150.0  # seconds without a byte after which a watch is taken for dead; bookmarks come each minute or so
@@ -92,6 +92,10 @@ class RefusedError(ApiError):
     def is_race(self) -> bool:
         """Whether somebody else was faster: read again, and decide again."""
         return self.reason in ("Conflict", "AlreadyExists")
+
+    def namespace_goes(self) -> bool:
+        """Whether nothing can be made in the namespace any more."""
+        return NAMESPACE_GOES in self.message
 
 
 @dataclass(eq=False)

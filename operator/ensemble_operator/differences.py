@@ -36,6 +36,10 @@ def is_create_only(manifest: Manifest) -> bool:
     return manifest["kind"] in CREATE_ONLY or manifest.get("immutable") is True
 
 
+def is_deleting(manifest: Manifest) -> bool:
+    return "deletionTimestamp" in manifest["metadata"]
+
+
 def controller_uid(manifest: Manifest) -> str | None:
     owners = manifest["metadata"].get("ownerReferences") or ()
     return next((owner["uid"] for owner in owners if owner.get("controller")), None)

@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple
+from typing import NamedTuple
 
-from pydantic import Field
-
-from ensemble_core.api.common import Quality
-from ensemble_core.api.ensembleselection import (
-    EnsembleSelection,
-    EnsembleSelectionSpec,
-    EnsembleSelectionStatus,
-    FrontPoint,
-    SelectedBudget,
-    SelectedCost,
-    SelectedMember,
-)
+from ensemble_core.api.ensembleselection import EnsembleSelection, EnsembleSelectionSpec
 from ensemble_core.api.hposearch import HPOSearch
 from ensemble_core.errors import UserError
-from ensemble_operator import reasons, status, verdicts, workload
-from ensemble_operator.identity import report_name, service_account, spec_name
-from ensemble_operator.jobs import build_job, read_time
+from ensemble_operator import reasons, verdicts, workload
+from ensemble_operator.identity import report_name
+from ensemble_operator.jobs import read_time
 from ensemble_operator.names import Component, Owner, owner_of
 from ensemble_operator.pods import (
     Resources,
     command,
-    pod_spec,
     report_env,
-    spec_volume,
-    template,
-    token_volume,
     workload_container,
 )
-from ensemble_operator.reports import Finite, Number, Report, Untrusted, Word, clean, typed
+from ensemble_operator.reports import Report
+from ensemble_operator.selection_status import fields, result_of
 from ensemble_operator.settings import Settings
 from ensemble_operator.storages import Resolved, reference, resolve
 from ensemble_operator.verdicts import Verdicts
@@ -50,7 +36,6 @@ class EnsembleSelectionKind:
     """The kind, as the engine sees it."""
 
     model = EnsembleSelection
-    plural = "ensembleselections"
 
     def references(self, resource: EnsembleSelection, body: Manifest) -> tuple[Ref, ...]:
         """The searches whose libraries are sources."""
@@ -152,14 +137,16 @@ def _decide(world: World[EnsembleSelection]) -> Decision:
     if start is None:
         return _idle(world, known, _of_spec(last, wanted), unready, sources.settles_in or LOOK_AGAIN)
     last = last_result([start, *known])
-    runs = start.outcome.active or start.outcome.state == "Absent"
-    job = workload.runnable(world, start, select_job(owner, start, resolved, spec, world.settings)) if runs else ()
+    job = select_job(owner, start, resolved, spec, world.settings)
     return Decision(
-        objects=(*workload.objects(owner, start, resolved, spec.service_account_name), *job),
+        objects=(
+            *workload.objects(owner, start, resolved, spec.service_account_name),
+            *(workload.runnable(world, start, job) if start.outcome.wanted else ()),
+        ),
         keep=workload.kept(start, known) | maps(last),
         conditions=conclude(world, start, _of_spec(last, wanted), sources),
         status=fields(world, last),
-        again_after=_again(world, start, sources),
+        again_after=workload.look_again(world, _again(world, start, sources)),
     )
 
 
@@ -276,121 +263,13 @@ def _told(report: Report | None) -> str:
     return f"{progress.stage}: {progress.done} of {progress.total}" + (f"; {progress.note}" if progress.note else "")
 
 
-# --- status ---------------------------------------------------------------------------------------------------------
-
-
-class Member(Untrusted):
-    """A model of an ensemble."""
-
-    library: Number
-    model_id: Word
-    weight: Annotated[float, Field(ge=0, le=1)]
-
-
-class Budget(Untrusted):
-    """The ensemble of a budget."""
-
-    name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=40)]
-    members: Annotated[list[Member], Field(max_length=256)] = Field(default_factory=list)
-    validation: dict[str, Any] | None = None
-    heldout: dict[str, Any] | None = None
-    cost: dict[str, Any] | None = None
-    reason: str | None = None
-
-
-class Point(Untrusted):
-    """An ensemble of the front."""
-
-    members: list[Any]
-    cross_entropy: Annotated[Finite, Field(ge=0)]
-    cost: dict[str, Any]
-
-
-class Source(Untrusted):
-    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class SelectSummary(Untrusted):
-    """What `select` tells at its end."""
-
-    budgets: Annotated[list[Budget], Field(max_length=100)] = Field(default_factory=list)
-    front: Annotated[list[Point], Field(max_length=100)] = Field(default_factory=list)
-    sources: Annotated[list[Source], Field(max_length=16)] = Field(default_factory=list)
-
-    def line(self) -> str:
-        """`small 3, large 5`."""
-        return clean(", ".join(f"{budget.name} {len(budget.members)}" for budget in self.budgets), 253)
-
-
-def result_of(report: Report | None) -> SelectSummary | None:
-    """The result in a report; none if it has none, or a wrong one."""
-    if report is None or report.state != "Succeeded" or report.result.digest is None:
-        return None
-    return typed(SelectSummary, report.result.summary)
-
-
-def fields(world: World[EnsembleSelection], start: Start | None) -> Mapping[str, Any]:
-    """The status of a start that has a result."""
-    summary = result_of(start.report) if start is not None else None
-    if start is None or start.report is None or summary is None:
-        return {}
-    digest = start.report.result.digest
-    return workload.told(lambda: _content(summary, digest, _completed(world, digest)))
-
-
-def _content(summary: SelectSummary, digest: str | None, completed: str) -> EnsembleSelectionStatus:
-    budgets = tuple(map(_budget, summary.budgets))
-    entropies = [b.validation.cross_entropy for b in budgets if b.validation and b.validation.cross_entropy is not None]
-    return EnsembleSelectionStatus(
-        summary=summary.line(),
-        cross_entropy=workload.brief(min(entropies)) if entropies else None,
-        digest=digest,
-        library_digests=tuple(source.digest for source in summary.sources),
-        completion_time=completed,
-        budgets=budgets,
-        front=tuple(
-            FrontPoint(members=len(point.members), cross_entropy=point.cross_entropy, cost=cost)
-            for point in summary.front
-            if (cost := typed(SelectedCost, point.cost)) is not None
-        ),
-    )
-
-
-def _completed(world: World[EnsembleSelection], digest: str | None) -> str:
-    """When the result was first seen."""
-    before = world.body.get("status") or {}
-    if digest == before.get("digest") and read_time(before.get("completionTime")) is not None:
-        return str(before["completionTime"])
-    return status.timestamp(world.now)
-
-
-def _budget(budget: Budget) -> SelectedBudget:
-    return SelectedBudget(
-        name=budget.name,
-        members=tuple(
-            SelectedMember(library=member.library, model_id=member.model_id, weight=member.weight)
-            for member in budget.members
-        ),
-        validation=_quality(budget.validation),
-        heldout=_quality(budget.heldout),
-        cost=None if budget.cost is None else typed(SelectedCost, budget.cost),
-        reason=(clean(budget.reason, 1024) or None) if budget.reason else None,
-    )
-
-
-def _quality(metrics: Mapping[str, Any] | None) -> Quality | None:
-    return None if metrics is None else workload.quality(metrics)
-
-
 # --- builders -------------------------------------------------------------------------------------------------------
 
 
 def is_measured(spec: EnsembleSelectionSpec) -> bool:
     """Whether a budget limits what only a measurement on the device tells."""
     return any(
-        limit is not None
-        for budget in spec.budgets
-        for limit in (budget.inference_time_seconds, budget.memory_mib, budget.energy_joules)
+        limit is not None for budget in spec.budgets for limit in (budget.inference_time_seconds, budget.memory_mib)
     )
 
 
@@ -418,13 +297,5 @@ def select_job(
         env=report_env(owner, start.attempt),
         reports=True,
     )
-    pod = pod_spec(
-        settings,
-        spec.pod_overrides,
-        service_account(start.child, spec.service_account_name),
-        [select],
-        init_containers=[profile] if is_measured(spec) else [],
-        volumes=[spec_volume(spec_name(start.child)), *resolved.volumes, token_volume()],
-    )
-    made = template(owner, SELECT, spec.pod_overrides, pod, child=start.child)
-    return build_job(owner, SELECT, start.child, made, annotations=start.annotations)
+    before = [profile] if is_measured(spec) else []
+    return workload.reporting_job(owner, start, resolved, spec, settings, select, init_containers=before)

@@ -30,6 +30,7 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.scanning.disabled = True  # else it asks for rights on definitions and namespaces; the engine looks itself
     settings.networking.error_backoffs = Backoffs()
     settings.networking.request_timeout = 60.0
+    settings.watching.reconnect_backoff = 1.0  # a server that ends each watch at once is not asked all the time
     settings.queueing.idle_timeout = 1.0
     settings.process.ultimate_exiting_timeout = 60.0
     return settings

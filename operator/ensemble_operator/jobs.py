@@ -10,6 +10,7 @@ from typing import Any, Literal
 from ensemble_operator import reasons
 from ensemble_operator.names import Component, Owner, metadata
 from ensemble_operator.reports import MAX_MESSAGE, Report, clean, last_lines
+from ensemble_operator.status import conditions_of
 from ensemble_operator.world import Manifest
 
 RAY_VERSION = "2.60.0"  # as in requirements/
@@ -17,6 +18,7 @@ BACKOFF_LIMIT = 3
 USER_ERROR = 2  # exit code of a command that will not do better next time
 INTERRUPTED = "interrupted"  # the note of a workload that was cut off from outside
 PATIENCE = timedelta(seconds=60)  # with a pod that has no room, before a person is asked to look
+ROOM_SEEN = timedelta(seconds=5)  # in which the scheduler sees that there is room by now
 
 State = Literal["Absent", "Waiting", "Running", "Succeeded", "Failed", "Lost"]
 
@@ -43,6 +45,11 @@ class Outcome:
     def active(self) -> bool:
         """Whether it may still come to something by itself."""
         return self.state in ("Waiting", "Running")
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there should be a Job or RayJob: it has not ended, or not begun."""
+        return self.active or self.state == "Absent"
 
 
 # --- builders -------------------------------------------------------------------------------------------------------
@@ -161,7 +168,9 @@ def _job(child: Manifest, report: Report | None, pods: Sequence[Manifest], now: 
     failed = conditions.get("Failed") or conditions.get("FailureTarget")
     if failed:
         if report is not None and report.state == "Running" and report.progress.note.startswith(INTERRUPTED):
-            return _lost(child, failed.get("message", ""), failed.get("lastTransitionTime"))
+            outage = _outage(report)
+            said = outage or str(failed.get("message", ""))
+            return _lost(child, said, failed.get("lastTransitionTime"), blocked=bool(outage))
         return Outcome("Failed", message=_last_words(report, pods, str(failed.get("message", ""))))
     if child["spec"].get("suspend"):
         return _queued(child)
@@ -194,6 +203,9 @@ def _in_pods(child: Manifest, report: Report | None, pods: Sequence[Manifest], n
     trouble = pod_trouble(pods, now)
     if trouble is not None:
         return trouble
+    if outage := _outage(report):
+        again = f"{outage}; it is tried again, and continues where it was once that is over"
+        return Outcome("Waiting", reasons.INTERRUPTED, again, blocked=True)
     live = [pod for pod in pods if _phase(pod) in ("Pending", "Running")]
     if child["kind"] == "Job" and any(_phase(pod) == "Running" for pod in live):
         return Outcome("Running")
@@ -214,12 +226,19 @@ def _queued(child: Manifest) -> Outcome:
     if queue:
         place = f"waits in Kueue's queue {queue}; `kubectl get workloads` shows its place"
         return Outcome("Waiting", reasons.QUEUED, place)
-    return Outcome("Waiting", reasons.QUEUED, f"{child['kind']} {_name(child)} is suspended by somebody else")
+    place = f"{child['kind']} {_name(child)} is suspended by somebody else; it goes on once its spec.suspend is false"
+    return Outcome("Waiting", reasons.QUEUED, place)
 
 
-def _lost(child: Manifest, message: str, when: object) -> Outcome:
+def _lost(child: Manifest, message: str, when: object, blocked: bool = False) -> Outcome:
     ended = read_time(when) or read_time(child["metadata"].get("creationTimestamp"))
-    return Outcome("Lost", reasons.LOST, clean(message) or "it ended without a word", ended=ended)
+    return Outcome("Lost", reasons.LOST, clean(message) or "it ended without a word", blocked, ended)
+
+
+def _outage(report: Report | None) -> str:
+    """What failed under a workload that is not at fault, storage for example; empty if nothing did, or not any more."""
+    note = report.progress.note if report is not None and report.state == "Running" else ""
+    return note.removeprefix(f"{INTERRUPTED}: ") if note.startswith(f"{INTERRUPTED}: ") else ""
 
 
 def _ended(status: Mapping[str, Any]) -> object:
@@ -232,18 +251,31 @@ def pod_trouble(pods: Sequence[Manifest], now: datetime) -> Outcome | None:
     return min(found, key=lambda trouble: not trouble.blocked, default=None)
 
 
+def trouble_in(pods: Sequence[Manifest], now: datetime) -> float | None:
+    """Seconds until it is told of a pod that no node takes yet; none if there is no such pod."""
+    waits = [wait for pod in pods if _phase(pod) == "Pending" and (wait := _without_node(pod, now)) is not None]
+    return min(((ROOM_SEEN - wait).total_seconds() for wait in waits if wait < ROOM_SEEN), default=None)
+
+
+def _without_node(pod: Manifest, now: datetime) -> timedelta | None:
+    """How long the scheduler has found no node for a pod; none if it has not said so."""
+    scheduled = _conditions(pod, "False").get("PodScheduled", {})
+    if scheduled.get("reason") not in ("Unschedulable", "SchedulingGated"):
+        return None
+    since = read_time(scheduled.get("lastTransitionTime"))
+    return ROOM_SEEN if since is None else now - since
+
+
 _IMAGE = ("ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
 _CONFIG = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
 
 
 def _troubles(pod: Manifest, now: datetime) -> Iterator[Outcome]:
-    scheduled = _conditions(pod, "False").get("PodScheduled", {})
-    if scheduled.get("reason") in ("Unschedulable", "SchedulingGated"):
-        since = read_time(scheduled.get("lastTransitionTime"))
-        overdue = since is not None and now - since > PATIENCE
-        said = clean(str(scheduled.get("message", "")), 1024)
+    waits = _without_node(pod, now)
+    if waits is not None and waits >= ROOM_SEEN:
+        said = clean(str(_conditions(pod, "False")["PodScheduled"].get("message", "")), 1024)
         advice = f"no node takes pod {_name(pod)}: {said} It waits for room; ask for less if there will be none"
-        yield Outcome("Waiting", reasons.UNSCHEDULABLE, advice, blocked=overdue)
+        yield Outcome("Waiting", reasons.UNSCHEDULABLE, advice, blocked=waits > PATIENCE)
     for status in _container_statuses(pod):
         waiting = (status.get("state") or {}).get("waiting") or {}
         said = clean(f"{waiting.get('reason')}: {waiting.get('message', '')}", 1024)
@@ -269,15 +301,17 @@ def _last_words(report: Report | None, pods: Sequence[Manifest], otherwise: str)
 def _words(pod: Manifest) -> str:
     for status in _container_statuses(pod):
         ended = (status.get("state") or {}).get("terminated") or {}
-        if ended.get("reason") == "OOMKilled":
-            return (
-                f"container {status.get('name')} needed more memory than its limit;"
-                " raise podOverrides.resources.limits.memory"
-            )
         if ended.get("exitCode"):
-            log = last_lines(str(ended.get("message", "")))
-            return f"container {status.get('name')} ended with code {ended['exitCode']}" + (f"\n{log}" if log else "")
+            return ending(f"container {status.get('name')}", ended)
     return clean(str((pod.get("status") or {}).get("message", "")))
+
+
+def ending(container: str, ended: Mapping[str, Any]) -> str:
+    """How a container ended, with the last lines of its log."""
+    if ended.get("reason") == "OOMKilled":
+        return f"{container} needed more memory than its limit; raise podOverrides.resources.limits.memory"
+    log = last_lines(str(ended.get("message", "")))
+    return f"{container} ended with code {ended.get('exitCode')}" + (f"\n{log}" if log else "")
 
 
 def _error(report: Report) -> str:
@@ -310,8 +344,7 @@ def read_time(text: object) -> datetime | None:
 
 
 def _conditions(manifest: Manifest, status: str = "True") -> dict[str, Mapping[str, Any]]:
-    given = (manifest.get("status") or {}).get("conditions") or ()
-    return {condition["type"]: condition for condition in given if condition.get("status") == status}
+    return {condition["type"]: condition for condition in conditions_of(manifest) if condition.get("status") == status}
 
 
 def _container_statuses(pod: Manifest) -> list[Mapping[str, Any]]:

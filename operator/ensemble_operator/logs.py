@@ -72,10 +72,18 @@ class TextFormatter(logging.Formatter):
         return line
 
 
+def _calmed(record: logging.LogRecord) -> bool:
+    """Let the record pass, as a warning if it is of a request that kopf will repeat: it never gives up."""
+    if record.name.startswith("kopf.") and "; will re" in record.getMessage():  # "try", "-authenticate"
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+    return True
+
+
 def configure(level: str, stream: TextIO | None = None) -> None:
     """Send all logs to one stream, by default standard error; libraries say warnings and worse alone."""
     stream = stream or sys.stderr
     handler = logging.StreamHandler(stream)
+    handler.addFilter(_calmed)
     handler.setFormatter(TextFormatter() if stream.isatty() else JsonFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]

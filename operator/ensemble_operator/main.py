@@ -68,7 +68,7 @@ async def live(settings: Settings, configuration: Configuration, told: metrics.M
         log.write("warning", f"the cluster has no {', '.join(missing)}: waits for the custom resource definitions")
     stop = asyncio.Event()
     engine = Engine(configuration, settings, told, kinds, stop.set, log)
-    await kopf.operator(
+    frame = kopf.operator(
         registry=handlers.registry(engine, configuration, kinds),
         settings=handlers.kopf_settings(),
         standalone=True,
@@ -77,6 +77,14 @@ async def live(settings: Settings, configuration: Configuration, told: metrics.M
         liveness_endpoint=f"http://0.0.0.0:{settings.health_port}/healthz" if settings.health_port else None,
         stop_flag=stop,
     )
+    try:
+        await frame
+    except Exception as failure:
+        # kopf gives up its watches for good on errors that pass: in the midst of a stream, or when a kind goes.
+        if engine.error() is None:
+            log.write("warning", f"cannot watch custom resources: {failure}; starts anew")
+            await asyncio.sleep(RETRY_SECONDS)
+            return True
     if (error := engine.error()) is not None:
         raise error
     return engine.restart

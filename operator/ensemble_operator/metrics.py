@@ -88,7 +88,7 @@ def _of_search(status: Mapping[str, Any]) -> _Figures:
 
 def _of_selection(status: Mapping[str, Any]) -> _Figures:
     for budget in status.get("budgets") or ():
-        yield "ensemble_selection_members", (budget["name"],), len(budget.get("members") or ())
+        yield "ensemble_selection_members", (budget["name"],), budget.get("memberCount")
 
 
 def _of_deployment(status: Mapping[str, Any]) -> _Figures:

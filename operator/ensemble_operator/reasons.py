@@ -12,6 +12,7 @@ QUEUED = "Queued"
 UNSCHEDULABLE = "Unschedulable"
 IMAGE_PULL_FAILED = "ImagePullFailed"
 CONTAINER_CONFIG_FAILED = "ContainerConfigFailed"
+INTERRUPTED = "Interrupted"
 LOST = "Lost"
 REPORT_MISSING = "ReportMissing"
 

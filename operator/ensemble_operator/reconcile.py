@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from ensemble_core.errors import UserError
-from ensemble_operator import reasons
+from ensemble_operator import leftovers, reasons
 from ensemble_operator.children import CHILDREN
 from ensemble_operator.cluster import OPTIONAL, ApiError, Cluster, MissingError, RefusedError, UnavailableError
 from ensemble_operator.dependents import ALL, Dependents
@@ -26,6 +26,7 @@ from ensemble_operator.differences import (
     controller_uid,
     differs,
     is_create_only,
+    is_deleting,
     merge_patch,
     misplaced,
     ref,
@@ -39,11 +40,11 @@ from ensemble_operator.metrics import Metrics
 from ensemble_operator.names import LIBRARY_FINALIZER, OWNER_UID
 from ensemble_operator.queue import Key, RetryError
 from ensemble_operator.settings import Settings
-from ensemble_operator.status import before, degraded, status, stopped
-from ensemble_operator.world import Decision, Kind, Manifest, Ref, Verdict, World
+from ensemble_operator.status import conditions_of, fields_of, status
+from ensemble_operator.verdicts import Verdicts, degraded, held_up, undecided
+from ensemble_operator.world import Decision, Kind, Manifest, Ref, World
 
 GONE_SOON = 5.0  # seconds until it is looked whether an object that is being deleted has gone
-LONG_GOING = 60.0  # seconds after which a person is told what holds it
 STARTS_PODS = (*CREATE_ONLY, "Deployment")
 TOLD_PROBLEMS = 5
 
@@ -62,16 +63,16 @@ class GoingError(Exception):
         self.manifest = manifest
 
 
-class Outcome(NamedTuple):
+class Result(NamedTuple):
     """How a look ended.
 
     Args:
-        result: For the metrics.
+        name: For the metrics.
         again_after: Seconds until the next one.
         retry: Whether something went wrong that may be right later: the next look comes ever more slowly.
     """
 
-    result: str
+    name: str
     again_after: float | None = None
     retry: bool = False
 
@@ -134,27 +135,27 @@ class Reconciler:
         started = time.perf_counter()
         retry_after = None
         try:
-            outcome = await self._look(key)
+            result = await self._look(key)
             self._failing.discard(key)
         except MissingError:
-            outcome = Outcome("changed", GONE_SOON)  # deleted meanwhile
+            result = Result("changed", GONE_SOON)  # deleted meanwhile
         except UnavailableError as unavailable:
             level = "debug" if key in self._failing else "warning"  # once, until it answers again
             self._log.of(key).write(level, f"the API server is not available: {unavailable}")
             self._failing.add(key)
-            outcome, retry_after = Outcome("unavailable", retry=True), unavailable.retry_after
+            result, retry_after = Result("unavailable", retry=True), unavailable.retry_after
         except RefusedError as refused:
             level = "debug" if refused.is_race() else "error"
             self._log.of(key).write(level, f"the API server refuses: {refused}")
-            outcome = Outcome("conflict" if refused.is_race() else "refused", retry=True)
+            result = Result("conflict" if refused.is_race() else "refused", retry=True)
         except Exception as error:
             self._log.of(key).write("error", "failed unexpectedly", error)
-            outcome = Outcome("error", retry=True)
-        self._metrics.reconciled(key.kind, outcome.result, time.perf_counter() - started)
-        if outcome.retry:
-            self._metrics.failed(key.kind, outcome.result)
+            result = Result("error", retry=True)
+        self._metrics.reconciled(key.kind, result.name, time.perf_counter() - started)
+        if result.retry:
+            self._metrics.failed(key.kind, result.name)
             raise RetryError(retry_after)
-        return outcome.again_after
+        return result.again_after
 
     def known(self) -> list[Key]:
         """The resources that were there when they were looked at last."""
@@ -164,13 +165,13 @@ class Reconciler:
         """Whether this version of the resource is what the last look itself wrote, from what it had read."""
         return self._written.get(key) == version
 
-    async def _look(self, key: Key) -> Outcome:
+    async def _look(self, key: Key) -> Result:
         try:
             body = await self._cluster.get(*key)
         except MissingError:
             return self._forget(key)
         body["metadata"].pop("managedFields", None)
-        if _is_deleting(body) and LIBRARY_FINALIZER not in _finalizers(body):
+        if is_deleting(body) and LIBRARY_FINALIZER not in _finalizers(body):
             return self._forget(key)  # its children go with it
         self._known.add(key)
         self._metrics.tell(key, body.get("status") or {})
@@ -178,8 +179,8 @@ class Reconciler:
         try:
             resource = parsed(kind, body)
         except UserError as invalid:
-            await self._conclude(body, stopped(body, reasons.INVALID_SPEC, str(invalid)), _fields(body))
-            return Outcome("invalid", self._settings.resync_seconds)
+            await self._conclude(body, undecided(body, reasons.INVALID_SPEC, str(invalid)), fields_of(body))
+            return Result("invalid", self._settings.resync_seconds)
         try:
             references = kind.references(resource, body)
             self.dependents.replace(key, references)
@@ -190,25 +191,25 @@ class Reconciler:
             if refused.is_race():
                 raise
             self._log.of(key).write("error", f"cannot read: {refused}")
-            await self._conclude(body, stopped(body, reasons.APPLY_FAILED, str(refused)), _fields(body))
-            return Outcome("refused", retry=True)
+            await self._conclude(body, undecided(body, reasons.APPLY_FAILED, str(refused)), fields_of(body))
+            return Result("refused", retry=True)
         except (UnavailableError, MissingError):
             raise
         except Exception as error:
             self._log.of(key).write("error", "cannot decide", error)
             message = f"{type(error).__name__}: {error}; the operator's log has more"
-            await self._conclude(body, stopped(body, reasons.INTERNAL_ERROR, message), _fields(body))
-            return Outcome("error", retry=True)
+            await self._conclude(body, undecided(body, reasons.INTERNAL_ERROR, message), fields_of(body))
+            return Result("error", retry=True)
         return await self._carry_out(body, world, decision)
 
-    def _forget(self, key: Key) -> Outcome:
+    def _forget(self, key: Key) -> Result:
         self.dependents.replace(key, ())
         self._metrics.forget(key)
         self._known.discard(key)
         self._failing.discard(key)
         self._written.pop(key, None)
         self._patience.pop(key, None)
-        return Outcome("gone")
+        return Result("gone")
 
     async def _read(self, resource: Any, body: Manifest, references: tuple[Ref, ...]) -> World[Any]:
         metadata, capabilities = body["metadata"], self._capabilities()
@@ -222,8 +223,8 @@ class Reconciler:
         return World(
             resource=resource,
             body=body,
-            children={ref(one): one for one in found if not _is_deleting(one)},
-            deleting=frozenset(ref(one) for one in found if _is_deleting(one)),
+            children={ref(one): one for one in found if not is_deleting(one)},
+            deleting={ref(one): one for one in found if is_deleting(one)},
             others=others,
             capabilities=capabilities,
             now=self._clock(),
@@ -242,32 +243,37 @@ class Reconciler:
         except MissingError:
             return []
 
-    async def _carry_out(self, body: Manifest, world: World[Any], decision: Decision) -> Outcome:
+    async def _carry_out(self, body: Manifest, world: World[Any], decision: Decision) -> Result:
         key = _key(body)
-        if decision.finalizer and LIBRARY_FINALIZER not in _finalizers(body) and not _is_deleting(body):
+        if decision.finalizer and LIBRARY_FINALIZER not in _finalizers(body) and not is_deleting(body):
             body = await self._cluster.patch_finalizers(body, [*_finalizers(body), LIBRARY_FINALIZER])
         applied = await self._apply(decision, world)
         deleted = superfluous(decision, (one for one in world.children.values() if one["kind"] != "Pod"))
         refusals = [await self._delete(key, one) for one in deleted]
         refused = next((one for one in (applied.problem, *refusals) if one), None)
-        verdicts: tuple[Verdict, ...] = decision.conditions
-        if problem := refused or _held(applied.going, world.now):
+        verdicts = decision.conditions
+        if applied.going is not None:
+            verdicts = held_up(verdicts, leftovers.waits_for(applied.going, body))
+        if problem := refused or _stuck(applied.going, decision, world):
             verdicts = degraded(verdicts, *problem)
         written, body = await self._conclude(body, verdicts, decision.status)
         if not decision.finalizer and LIBRARY_FINALIZER in _finalizers(body):
             remaining = [one for one in _finalizers(body) if one != LIBRARY_FINALIZER]
             await self._cluster.patch_finalizers(body, remaining)
         if refused:
-            return Outcome("refused", retry=True)
+            return Result("refused", retry=True)
         changed = bool(applied.written or deleted or written)
-        return Outcome("changed" if changed else "unchanged", self._next(key, decision, applied, changed))
+        return Result("changed" if changed else "unchanged", self._next(world, decision, applied, changed))
 
-    def _next(self, key: Key, decision: Decision, applied: Applied, changed: bool) -> float:
+    def _next(self, world: World[Any], decision: Decision, applied: Applied, changed: bool) -> float:
         """Seconds until the next look: as wished, but as long again as the same was wished already in vain."""
         slow, wish = self._settings.resync_seconds, GONE_SOON if applied.going else decision.again_after
+        if any(ref.kind != "Pod" for ref in world.deleting):
+            wish = min(wish or slow, leftovers.LONG)
         if wish is None:
             return slow
-        known, now = self._patience.get(key), self._clock()
+        key, now = _key(world.body), self._clock()
+        known = self._patience.get(key)
         if known is None or changed or known.wish != wish:
             known = self._patience[key] = Patience(wish, now)
         return min(max(known.wish, (now - known.since).total_seconds()), slow)
@@ -290,6 +296,8 @@ class Reconciler:
             except (RefusedError, MissingError, UnavailableError) as error:
                 refusal = self._refusal(key, "apply", desired, error)
                 problem = problem or refusal
+                if isinstance(error, RefusedError) and error.namespace_goes():
+                    break
             else:
                 if done:
                     self._log.of(key).write("info", f"applied {desired['kind']} {desired['metadata']['name']}")
@@ -327,10 +335,10 @@ class Reconciler:
             found = await self._cluster.get(place.kind, body["metadata"]["namespace"], place.name)
         except MissingError:
             return None
-        if _goes(found, body):
+        if leftovers.goes(found, body):
             raise GoingError(found)
         if controller_uid(found) != body["metadata"]["uid"]:
-            raise NameTakenError(f"{place.kind} {place.name} belongs to somebody else; delete or rename it")
+            raise NameTakenError(f"{place.kind} {place.name} belongs to {_owner(found)}; delete or rename one of them")
         return found
 
     async def _delete(self, key: Key, manifest: Manifest) -> Problem | None:
@@ -344,9 +352,7 @@ class Reconciler:
         self._log.of(key).write("info", f"deleted {manifest['kind']} {metadata['name']}")
         return None
 
-    async def _conclude(
-        self, body: Manifest, verdicts: tuple[Verdict, ...], fields: Mapping[str, Any]
-    ) -> tuple[bool, Manifest]:
+    async def _conclude(self, body: Manifest, verdicts: Verdicts, fields: Mapping[str, Any]) -> tuple[bool, Manifest]:
         """Write status and events if they differ; whether they did, and the resource as it is then."""
         now, key, old = self._clock(), _key(body), body.get("status") or {}
         new = status(body, verdicts, fields, now)
@@ -354,7 +360,7 @@ class Reconciler:
             return False, body
         log = self._log.of(key)
         # Before the status: an operator that ends in between makes the same events again, which are then there.
-        for event in transitions(body, before(body), new["conditions"], now):
+        for event in transitions(body, conditions_of(body), new["conditions"], now):
             log.write("info", f"{event['reason']}: {event['note']}")
             try:
                 await self._cluster.create_event(event)
@@ -400,35 +406,20 @@ def _finalizers(body: Manifest) -> list[str]:
     return found
 
 
-def _is_deleting(manifest: Manifest) -> bool:
-    return "deletionTimestamp" in manifest["metadata"]
-
-
 def _belongs(manifest: Manifest, uid: str) -> bool:
     """Pods belong to the objects that made them; of everything else labels alone prove nothing."""
     return manifest["kind"] == "Pod" or controller_uid(manifest) == uid
 
 
-def _goes(manifest: Manifest, body: Manifest) -> bool:
-    """Whether it is about to be gone: its owner was a resource of the same kind and name, which is no more."""
+def _owner(manifest: Manifest) -> str:
+    """Who an object belongs to that is not ours."""
     owners = manifest["metadata"].get("ownerReferences") or ()
-    namesake = (body["kind"], body["metadata"]["name"])
-    orphan = any((one["kind"], one["name"]) == namesake and one["uid"] != body["metadata"]["uid"] for one in owners)
-    return orphan or _is_deleting(manifest)
+    return next((f"{one['kind']} {one['name']}" for one in owners if one.get("controller")), "somebody else")
 
 
-def _held(manifest: Manifest | None, now: datetime) -> Problem | None:
-    """What is told of an object that is being deleted for long."""
-    since = manifest["metadata"].get("deletionTimestamp") if manifest is not None else None
-    if manifest is None or since is None or (now - datetime.fromisoformat(since)).total_seconds() < LONG_GOING:
-        return None
-    finalizers = ", ".join(_finalizers(manifest))
-    holder = f", held by finalizers {finalizers}" if finalizers else ""
-    told = f"{manifest['kind']} {manifest['metadata']['name']} is being deleted since {since}{holder}"
-    return reasons.APPLY_FAILED, told
-
-
-def _fields(body: Manifest) -> dict[str, Any]:
-    """The status without what every status has."""
-    old = body.get("status") or {}
-    return {field: value for field, value in old.items() if field not in ("conditions", "observedGeneration")}
+def _stuck(in_the_way: Manifest | None, decision: Decision, world: World[Any]) -> Problem | None:
+    """What is told of an object that should be gone for long; where all else is well, also of one in nobody's way."""
+    fine = decision.conditions[2].status != "True"
+    others = [one for ref, one in sorted(world.deleting.items()) if ref.kind != "Pod"] if fine else []
+    found = (leftovers.stuck(one, world.body, world.now) for one in (in_the_way, *others) if one is not None)
+    return next(((reasons.APPLY_FAILED, told) for told in found if told), None)

@@ -12,8 +12,9 @@ from datetime import datetime
 from typing import Literal, NamedTuple
 
 from ensemble_operator import reasons
-from ensemble_operator.jobs import pod_trouble
-from ensemble_operator.reports import clean, last_lines
+from ensemble_operator.jobs import ending, pod_trouble
+from ensemble_operator.reports import clean
+from ensemble_operator.status import conditions_of
 from ensemble_operator.world import Manifest
 
 Strategy = Literal["BlueGreen", "Recreate"]
@@ -56,7 +57,7 @@ class Step:
 def seen(deployment: Manifest) -> Seen:
     """What the status of a Deployment says about the spec that it has now."""
     status = deployment.get("status") or {}
-    conditions: dict[str, Manifest] = {condition["type"]: condition for condition in status.get("conditions") or ()}
+    conditions = {condition["type"]: condition for condition in conditions_of(deployment)}
     reason = conditions.get("Progressing", {}).get("reason")
     known = status.get("observedGeneration", 0) >= deployment["metadata"].get("generation", 0)
     wanted, answering = deployment["spec"].get("replicas", 1), status.get("availableReplicas", 0)
@@ -163,7 +164,7 @@ def trouble(deployment: Manifest, pods: Sequence[Manifest], now: datetime) -> Tr
         return Trouble(failed, waiting.message, waiting.blocked)
     if (words := next(_crashes(pods), None)) is not None:
         return Trouble(failed, words, True)
-    for condition in (deployment.get("status") or {}).get("conditions") or ():
+    for condition in conditions_of(deployment):
         if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
             return Trouble(failed, clean(f"its pods cannot be made: {condition.get('message', '')}"), True)
     return None
@@ -180,12 +181,4 @@ def _crashes(pods: Iterable[Manifest]) -> Iterator[str]:
             ended = state.get("terminated") or last.get("terminated") or {}
             loops = (state.get("waiting") or {}).get("reason") == "CrashLoopBackOff"
             if not container.get("ready") and (loops or ended.get("exitCode")):
-                yield _words(container, ended, pod)
-
-
-def _words(container: Manifest, ended: Manifest, pod: Manifest) -> str:
-    who = f"container {container.get('name')} of pod {pod['metadata']['name']}"
-    if ended.get("reason") == "OOMKilled":
-        return f"{who} needed more memory than its limit; raise podOverrides.resources.limits.memory"
-    log = last_lines(str(ended.get("message", "")))
-    return f"{who} ended with code {ended.get('exitCode')}" + (f"\n{log}" if log else "")
+                yield ending(f"container {container.get('name')} of pod {pod['metadata']['name']}", ended)

@@ -45,6 +45,9 @@ HEADROOM_MIB = 2048  # what Triton, Python and the averaging take beside the mod
 CPU_DEVICE_MIB = (1024, 4096)  # requested for a CPU device that does not say, and its limit
 GPU_HOST_MIB = (1024, 4096)  # memory of the machine for each GPU
 AGENT = Resources(cpu=0.05, memory=192, memory_limit=512)
+# Of the pod's group, so that it reads the token and the repository, and not the server's user: to who is the same user
+# and sees its processes, /proc would show its files, the token among them.
+AGENT_USER = 65531
 RENDER_CPU = 0.1
 DRAIN_SECONDS = 10  # in which a pod that is to end still answers, for those who have not heard of it yet
 GRACE_SECONDS = 90  # the above, and the longest that a request may take
@@ -154,7 +157,7 @@ def child_of(owner: Owner, revision: str) -> str:
 
 def service_name(owner: Owner) -> str:
     """Name of the Service: the deployment's, which may begin with a digit as a Service's may not."""
-    return owner.name if owner.name[0].isalpha() else f"e{owner.name}"
+    return owner.name if owner.name[0].isalpha() else child_name(owner.name, "serve")
 
 
 def endpoint(owner: Owner, serving: Serving) -> str:
@@ -226,7 +229,7 @@ def build_template(served: Served, revision: str) -> Manifest:
     """The pod: `render` writes the model repository, `triton` serves it, `agent` keeps it as it was allocated.
 
     Only `render` touches storage, and only `agent` has a token. Processes are visible between containers, so that the
-    agent sees which models' processes have died.
+    agent sees which models' processes have died; it is a user of its own, so that its files are not.
     """
     owner, spec, allocation = served.owner, served.spec, served.allocation
     child = child_of(owner, revision)
@@ -295,7 +298,7 @@ def _triton(served: Served, needs: Resources, shared_mount: Manifest) -> Manifes
 
 def _agent(served: Served, child: str) -> Manifest:
     port, report = served.spec.serving.http_port, f"configmap:{served.owner.namespace}/{report_name(child)}"
-    return container(
+    agent = container(
         "agent",
         image(served.spec, served.settings),
         served.settings,
@@ -304,6 +307,7 @@ def _agent(served: Served, child: str) -> Manifest:
         env=report_env(served.owner),
         mounts=[REPOSITORY_MOUNT, TOKEN_MOUNT],
     )
+    return {**agent, "securityContext": {**agent["securityContext"], "runAsUser": AGENT_USER}}
 
 
 def _spread(owner: Owner) -> Manifest:

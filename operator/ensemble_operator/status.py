@@ -1,4 +1,4 @@
-"""Conditions of a custom resource: from verdicts, and from what was there before (pure)."""
+"""The status of a custom resource: as it is, and as verdicts make it (pure)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,30 @@ from ensemble_operator.differences import without_none
 from ensemble_operator.world import Manifest, Verdict
 
 LONGEST_MESSAGE = 4096
+OF_EVERY_KIND = ("conditions", "observedGeneration")
 
 
 def timestamp(now: datetime) -> str:
     return now.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def conditions_of(manifest: Manifest) -> list[Manifest]:
+    """The conditions that an object has."""
+    found: list[Manifest] = (manifest.get("status") or {}).get("conditions") or []
+    return found
+
+
+def fields_of(body: Manifest) -> dict[str, Any]:
+    """The status that a custom resource has, without what every kind's has."""
+    return {field: value for field, value in (body.get("status") or {}).items() if field not in OF_EVERY_KIND}
+
+
+def status(body: Manifest, verdicts: Iterable[Verdict], fields: Mapping[str, Any], now: datetime) -> Manifest:
+    """The whole status now."""
+    generation = body["metadata"]["generation"]
+    merged = conditions(conditions_of(body), verdicts, generation, now)
+    plain: Manifest = without_none(fields)
+    return {**plain, "observedGeneration": generation, "conditions": merged}
 
 
 def conditions(
@@ -35,37 +55,3 @@ def _condition(before: Manifest | None, verdict: Verdict, generation: int, now: 
         "lastTransitionTime": before["lastTransitionTime"] if before is not None and same else timestamp(now),
         "observedGeneration": generation,
     }
-
-
-def status(body: Manifest, verdicts: Iterable[Verdict], fields: Mapping[str, Any], now: datetime) -> Manifest:
-    """The whole status now."""
-    generation = body["metadata"]["generation"]
-    merged = conditions(before(body), verdicts, generation, now)
-    plain: Manifest = without_none(fields)
-    return {**plain, "observedGeneration": generation, "conditions": merged}
-
-
-def before(body: Manifest) -> list[Manifest]:
-    """The conditions that a resource has."""
-    found: list[Manifest] = (body.get("status") or {}).get("conditions") or []
-    return found
-
-
-def degraded(verdicts: Iterable[Verdict], reason: str, message: str) -> tuple[Verdict, ...]:
-    """These verdicts, but Degraded."""
-    broken = Verdict("Degraded", "True", reason, message)
-    return tuple(broken if verdict.type == "Degraded" else verdict for verdict in verdicts)
-
-
-def stopped(body: Manifest, reason: str, message: str) -> tuple[Verdict, ...]:
-    """Verdicts where nothing can be concluded: Ready as it was for this specification, nothing progresses, Degraded."""
-    ready = next((condition for condition in before(body) if condition["type"] == "Ready"), None)
-    # What was ready for an earlier specification may still be there, but nobody may take it for the present one's.
-    outdated = ready and ready["status"] == "True" and ready["observedGeneration"] != body["metadata"]["generation"]
-    return (
-        Verdict("Ready", ready["status"], ready["reason"], ready["message"])
-        if ready and not outdated
-        else Verdict("Ready", "False", reason, message),
-        Verdict("Progressing", "False", reason, message),
-        Verdict("Degraded", "True", reason, message),
-    )

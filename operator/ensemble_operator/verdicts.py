@@ -1,8 +1,9 @@
-"""The three conditions of the situations that all kinds know."""
+"""The three conditions of the situations that all kinds know (pure)."""
 
 from __future__ import annotations
 
-from ensemble_operator import reasons, status
+from ensemble_operator import reasons
+from ensemble_operator.status import conditions_of
 from ensemble_operator.world import Manifest, Verdict
 
 Verdicts = tuple[Verdict, Verdict, Verdict]
@@ -35,10 +36,30 @@ def stopped(reason: str, message: str, degraded: bool) -> Verdicts:
     )
 
 
-def as_before(body: Manifest, reason: str, message: str) -> Verdicts:
-    """Nothing can be concluded: Ready stays as it was, and a person must act."""
-    ready, progressing, degraded = status.stopped(body, reason, message)
-    return ready, progressing, degraded
+def undecided(body: Manifest, reason: str, message: str) -> Verdicts:
+    """Nothing can be concluded: Ready stays as it was for this specification, and a person must act."""
+    before = next((condition for condition in conditions_of(body) if condition["type"] == "Ready"), None)
+    # What was ready for an earlier specification may still be there, but nobody may take it for the present one's.
+    outdated = before and before["status"] == "True" and before["observedGeneration"] != body["metadata"]["generation"]
+    return (
+        Verdict("Ready", before["status"], before["reason"], before["message"])
+        if before and not outdated
+        else Verdict("Ready", "False", reason, message),
+        Verdict("Progressing", "False", reason, message),
+        Verdict("Degraded", "True", reason, message),
+    )
+
+
+def held_up(verdicts: Verdicts, message: str) -> Verdicts:
+    """The same, but the work waits for what the message says."""
+    ready, before, degraded = verdicts
+    told = f"{before.message}; {message}" if before.message else message
+    return ready, Verdict("Progressing", "True", before.reason, told), degraded
+
+
+def degraded(verdicts: Verdicts, reason: str, message: str) -> Verdicts:
+    """The same, but Degraded."""
+    return (*verdicts[:2], Verdict("Degraded", "True", reason, message))
 
 
 def _fine() -> Verdict:

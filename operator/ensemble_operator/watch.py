@@ -48,13 +48,11 @@ class Watch:
         while True:
             try:
                 await self._follow(await self._list())
-            except ExpiredError:
-                self._pause = FIRST_PAUSE
             except ApiError as error:
-                level = "debug" if isinstance(error, MissingError) else "warning"
+                level = "debug" if isinstance(error, ExpiredError | MissingError) else "warning"
                 self._log.write(level, f"cannot watch {self._kind}: {error}", namespace=self._namespace)
-                self._pause = min(self._pause * 2, LONGEST_PAUSE)
-            await asyncio.sleep(self._pause * (1 + random.random()) / 2)
+            pause, self._pause = self._pause, min(self._pause * 2, LONGEST_PAUSE)
+            await asyncio.sleep(pause * (1 + random.random()) / 2)
 
     async def _list(self) -> str:
         objects, version = await self._source.snapshot(self._kind, self._namespace, SELECTOR)

@@ -20,8 +20,8 @@ from ensemble_core.api.ensembleselection import EnsembleSelection
 from ensemble_core.api.hposearch import HPOSearch
 from ensemble_operator import reasons, verdicts
 from ensemble_operator.differences import APPLIED, stamped
-from ensemble_operator.identity import identity, report_name, spec_name, specification
-from ensemble_operator.jobs import Outcome, has_begun, outcome, pods_of, read_time
+from ensemble_operator.identity import identity, report_name, service_account, spec_name, specification
+from ensemble_operator.jobs import Outcome, build_job, has_begun, outcome, pods_of, read_time, trouble_in
 from ensemble_operator.names import (
     ATTEMPT,
     BASIS,
@@ -35,8 +35,10 @@ from ensemble_operator.names import (
     child_name,
     text_hash,
 )
-from ensemble_operator.pods import SPEC_KEY
+from ensemble_operator.pods import SPEC_KEY, pod_spec, spec_volume, template, token_volume
 from ensemble_operator.reports import Report, read_report, typed
+from ensemble_operator.settings import Settings
+from ensemble_operator.status import OF_EVERY_KIND, conditions_of, fields_of
 from ensemble_operator.storages import Resolved
 from ensemble_operator.verdicts import Verdicts
 from ensemble_operator.world import Decision, Manifest, Ref, World
@@ -133,12 +135,50 @@ def _resumes(world: World[Any], start: Start) -> datetime:
     return world.now if since is None else since + length
 
 
+def look_again(world: World[Any], wish: float | None) -> float | None:
+    """Seconds until the next look: as wished, or earlier if something is to be told before."""
+    moments = (wish, trouble_in(world.of_kind("Pod"), world.now))
+    return min((moment for moment in moments if moment is not None), default=None)
+
+
 def objects(owner: Owner, start: Start, resolved: Resolved, given_account: str | None) -> tuple[Manifest, ...]:
     """What a start needs before its Job or RayJob is made."""
     text = resolved.text
     return (
         specification(owner, start.component, start.child, text, start.annotations),
         *identity(owner, start.component, start.child, given_account),
+    )
+
+
+def reporting_job(
+    owner: Owner,
+    start: Start,
+    resolved: Resolved,
+    spec: Workload,
+    settings: Settings,
+    main: Manifest,
+    *,
+    init_containers: Sequence[Manifest] = (),
+    volumes: Sequence[Manifest] = (),
+    deadline_seconds: int | None = None,
+) -> Manifest:
+    """The Job of a start, of one pod whose main container reads the specification, touches storage and reports."""
+    pod = pod_spec(
+        settings,
+        spec.pod_overrides,
+        service_account(start.child, spec.service_account_name),
+        [main],
+        init_containers=init_containers,
+        volumes=[spec_volume(spec_name(start.child)), *resolved.volumes, token_volume(), *volumes],
+    )
+    made = template(owner, start.component, spec.pod_overrides, pod, child=start.child)
+    return build_job(
+        owner,
+        start.component,
+        start.child,
+        made,
+        annotations=start.annotations,
+        deadline_seconds=deadline_seconds,
     )
 
 
@@ -193,10 +233,10 @@ def waiting(world: World[Any], start: Start) -> Verdicts:
         when = f"{_resumes(world, start):%H:%M:%S} UTC"
         message = f"attempt {start.attempt} was lost: {outcome.message}; the next one continues at {when}"
         # One that never got as far as its first report will hardly do better next time.
-        return verdicts.progressing(reasons.LOST, message, blocked=start.report is None)
+        return verdicts.progressing(reasons.LOST, message, outcome.blocked or start.report is None)
     if outcome.state == "Waiting":
         return verdicts.progressing(outcome.reason, outcome.message, outcome.blocked)
-    return verdicts.progressing(reasons.STARTING, "is being started")
+    return verdicts.progressing(reasons.STARTING, f"{start.child} is being started")
 
 
 def advice(start: Start) -> str:
@@ -220,22 +260,17 @@ def refused(world: World[Any], message: str, finalizer: bool = False) -> Decisio
     """
     return Decision(
         (),
-        verdicts.as_before(world.body, reasons.INVALID_SPEC, message),
-        unchanged(world.body),
+        verdicts.undecided(world.body, reasons.INVALID_SPEC, message),
+        fields_of(world.body),
         keep=frozenset(world.children),
         finalizer=finalizer and LIBRARY_FINALIZER in world.body["metadata"].get("finalizers", ()),
     )
 
 
-def unchanged(body: Manifest) -> dict[str, Any]:
-    """The status as it is, without what every status has."""
-    return {key: value for key, value in (body.get("status") or {}).items() if key not in _OF_EVERY_STATUS}
-
-
 def filled(content: Status) -> dict[str, Any]:
     """A status as JSON, without what every status has and what is empty."""
     given = content.document()
-    return {key: value for key, value in given.items() if key not in _OF_EVERY_STATUS and value != []}
+    return {key: value for key, value in given.items() if key not in OF_EVERY_KIND and value != []}
 
 
 def told(content: Callable[[], Status]) -> dict[str, Any]:
@@ -252,7 +287,6 @@ def quality(metrics: Mapping[str, Any]) -> Quality | None:
     return typed(Quality, {name: value for name, value in metrics.items() if name in names})
 
 
-_OF_EVERY_STATUS = ("conditions", "observedGeneration")
 Other = TypeVar("Other", HPOSearch, EnsembleSelection, EnsembleDeployment)
 
 
@@ -277,11 +311,8 @@ def brief(value: float) -> float:
 
 def is_ready(manifest: Manifest) -> bool:
     """Whether another custom resource says that its result is there, for the specification that it has now."""
-    given = (manifest.get("status") or {}).get("conditions") or ()
-    generation = manifest["metadata"].get("generation")
-    return any(
-        (one["type"], one["status"], one.get("observedGeneration")) == ("Ready", "True", generation) for one in given
-    )
+    wanted = ("Ready", "True", manifest["metadata"].get("generation"))
+    return any((one["type"], one["status"], one.get("observedGeneration")) == wanted for one in conditions_of(manifest))
 
 
 def _ended(start: Start) -> Ref | None:

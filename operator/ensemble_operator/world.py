@@ -13,6 +13,7 @@ from ensemble_core.api.hposearch import HPOSearch
 from ensemble_operator.settings import Settings
 
 Manifest = dict[str, Any]
+NAMESPACE_GOES = "because it is being terminated"  # the server's words where nothing can be made any more
 Resource = TypeVar("Resource", HPOSearch, EnsembleSelection, EnsembleDeployment)
 
 
@@ -31,7 +32,7 @@ class World(Generic[Resource]):
         resource: The custom resource, parsed.
         body: The same as it was read: uid, generation, labels, deletionTimestamp, finalizers, status.
         children: Objects with our labels for this resource, pods included; those being deleted are left out.
-        deleting: Names of children that are being deleted.
+        deleting: Children that are being deleted.
         others: Custom resources of the namespace that `Kind.references` asked for, of those that exist.
         capabilities: Optional APIs that the cluster has: `RayJob`, `ServiceMonitor`.
         now: UTC.
@@ -41,7 +42,7 @@ class World(Generic[Resource]):
     resource: Resource
     body: Manifest
     children: Mapping[Ref, Manifest]
-    deleting: frozenset[Ref]
+    deleting: Mapping[Ref, Manifest]
     others: Mapping[Ref, Manifest]
     capabilities: frozenset[str]
     now: datetime
@@ -90,7 +91,6 @@ class Kind(Protocol[Resource]):
     """One of the three kinds: pure functions of what was read."""
 
     model: type[Resource]
-    plural: str
 
     def references(self, resource: Resource, body: Manifest) -> tuple[Ref, ...]:
         """Other custom resources to read; a name `*` means all of that kind in the namespace."""

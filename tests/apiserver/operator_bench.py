@@ -1,4 +1,7 @@
-"""The operator's real process against a real API server that writes an audit log and can be restarted."""
+"""The operator's real process against a real API server that writes an audit log and can be restarted.
+
+The operator has the rights that the chart gives it and no other.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -16,36 +20,25 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.apiserver.conftest import (
-    TOKEN,
-    ApiServer,
-    etcd_arguments,
-    free_ports,
-    process,
-    server_arguments,
-    wait_until_ready,
-)
+from tests.apiserver.chart import ROOT, cluster_role
+from tests.apiserver.server import AUDIT_LOG, OPERATOR, OPERATOR_TOKEN, ApiServer, api_server, etcd, free_ports
 
-ROOT = Path(__file__).parents[2]
-GROUP = "/apis/ensemble-operator.io/v1alpha1"
+from ensemble_operator.cluster import APIS
+
 DEADLINE = 60.0  # seconds for anything to happen
-OPERATOR_TOKEN, OPERATOR = "operator", "the-operator"
+CUSTOM = ("HPOSearch", "EnsembleSelection", "EnsembleDeployment")
+KINDS = ("ConfigMap", "Job", "Role", "RoleBinding", "ServiceAccount")
 COLLECTIONS = {
-    "ConfigMap": "/api/v1/namespaces/{}/configmaps",
-    "ServiceAccount": "/api/v1/namespaces/{}/serviceaccounts",
-    "Role": "/apis/rbac.authorization.k8s.io/v1/namespaces/{}/roles",
-    "RoleBinding": "/apis/rbac.authorization.k8s.io/v1/namespaces/{}/rolebindings",
-    "Job": "/apis/batch/v1/namespaces/{}/jobs",
-    "Event": "/apis/events.k8s.io/v1/namespaces/{}/events",
-    "HPOSearch": GROUP + "/namespaces/{}/hposearches",
-    "EnsembleSelection": GROUP + "/namespaces/{}/ensembleselections",
-    "EnsembleDeployment": GROUP + "/namespaces/{}/ensembledeployments",
-}
+    kind: f"/{'apis' if '/' in api.version else 'api'}/{api.version}/namespaces/{{}}/{api.plural}"
+    for kind, api in APIS.items()
+} | {"Event": "/apis/events.k8s.io/v1/namespaces/{}/events"}
+DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+RBAC = "rbac.authorization.k8s.io"
 WRITES = ("create", "update", "patch", "delete", "deletecollection")
-# What it does each minute is done each second here.
+# What it does each minute is done each second here, and what was lost is tried again after a second.
 START = (
-    "import sys; from ensemble_operator import engine; engine.CAPABILITIES_SECONDS = 1.0;"
-    " from ensemble_operator.main import main; sys.exit(main([]))"
+    "import sys; from ensemble_operator import engine, workload; engine.CAPABILITIES_SECONDS = 1.0;"
+    " workload.FIRST_PAUSE = 1.0; from ensemble_operator.main import main; sys.exit(main([]))"
 )
 
 
@@ -54,37 +47,28 @@ class Cluster:
     """An API server, its etcd, and what tests do with them."""
 
     folder: Path
-    assets: Path
     etcd_port: int
-    server: ApiServer
+    port: int
     running: ExitStack = field(default_factory=ExitStack)
+    _audited: list[dict[str, Any]] = field(default_factory=list)
+    _read: int = 0
 
     def start(self) -> None:
         """Start the API server; etcd goes on."""
-        policy = {
-            "apiVersion": "audit.k8s.io/v1",
-            "kind": "Policy",
-            "omitStages": ["RequestReceived"],
-            "rules": [{"level": "Metadata", "users": [OPERATOR]}, {"level": "None"}],
-        }
-        (self.folder / "audit.yaml").write_text(yaml.safe_dump(policy))
-        command = [
-            self.assets / "kube-apiserver",
-            *server_arguments(self.folder, self.etcd_port, self.server.port),
-            f"--audit-policy-file={self.folder / 'audit.yaml'}",
-            f"--audit-log-path={self.folder / 'audit.log'}",
-        ]
-        log = self.folder / "kube-apiserver.log"
-        running = self.running.enter_context(process(command, log))
-        wait_until_ready(self.server, running, log)
+        self.server: ApiServer = self.running.enter_context(api_server(self.folder, self.etcd_port, self.port))
 
     def stop(self) -> None:
         self.running.close()
 
     def audit(self) -> list[dict[str, Any]]:
         """The operator's requests that were answered, in order."""
-        lines = (self.folder / "audit.log").read_text().splitlines()
-        return [event for line in lines if (event := json.loads(line))["stage"] == "ResponseComplete"]
+        with (self.folder / AUDIT_LOG).open("rb") as log:
+            log.seek(self._read)
+            lines, _, _ = log.read().rpartition(b"\n")
+        self._read += len(lines) + bool(lines)
+        events = map(json.loads, lines.splitlines())
+        self._audited += [event for event in events if event["stage"] == "ResponseComplete"]
+        return self._audited
 
     def writes(self) -> list[tuple[str, str, str, int]]:
         """Verb, resource, namespace/name and status code of the operator's writes."""
@@ -133,25 +117,49 @@ class Cluster:
         conditions = found.get("status", {}).get("conditions", ())
         return next((one for one in conditions if one["type"] == of), {})
 
+    def empty(self, kind: str, namespace: str) -> None:
+        """Delete all objects of a kind, if there is such a kind."""
+        background = {"propagationPolicy": "Background"}
+        code, answer = self.server.request("DELETE", COLLECTIONS[kind].format(namespace), background)
+        assert code in (200, 404), answer
+
+    def sweep(self, namespace: str) -> None:
+        """Nobody else collects what belonged to resources that have gone."""
+        for kind in COLLECTIONS:
+            self.empty(kind, namespace)
+
+    def define(self, definition: dict[str, Any]) -> None:
+        """Make a kind of resources, and wait until it is there."""
+        self.request("POST", DEFINITIONS, definition)
+        spec = definition["spec"]
+        place = f"/apis/{spec['group']}/{spec['versions'][0]['name']}/{spec['names']['plural']}"
+        until(lambda: self.server.request("GET", place)[0] == 200, what=place)
+
+    def undefine(self, name: str) -> None:
+        self.request("DELETE", f"{DEFINITIONS}/{name}")
+        until(lambda: self.server.request("GET", f"{DEFINITIONS}/{name}")[0] == 404, what=name)
+
     def install_definitions(self) -> None:
-        for path in sorted((ROOT / "crds").glob("*.yaml")):
-            manifest = yaml.safe_load(path.read_text())
-            self.request("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", manifest)
-        for plural in ("hposearches", "ensembleselections", "ensembledeployments"):
-            until(lambda plural=plural: self.server.request("GET", f"{GROUP}/{plural}")[0] == 200)
+        for one in definitions():
+            self.define(one)
+
+    def grant(self, role: str) -> None:
+        """Let the operator have the rights of a ClusterRole."""
+        subject = {"apiGroup": RBAC, "kind": "User", "name": OPERATOR}
+        reference = {"apiGroup": RBAC, "kind": "ClusterRole", "name": role}
+        binding = {"metadata": {"name": f"operator-{role}"}, "roleRef": reference, "subjects": [subject]}
+        self.request("POST", f"/apis/{RBAC}/v1/clusterrolebindings", binding)
 
 
 @contextmanager
 def new_cluster(folder: Path) -> Iterator[Cluster]:
     """An API server without our definitions."""
-    assets = Path(os.environ["KUBEBUILDER_ASSETS"])
-    client, peer, port = free_ports(3)
-    users = f"{TOKEN},admin,admin,system:masters\n{OPERATOR_TOKEN},{OPERATOR},operator,system:masters\n"
-    (folder / "tokens.csv").write_text(users)
-    with process([assets / "etcd", *etcd_arguments(folder, client, peer)], folder / "etcd.log"):
-        cluster = Cluster(folder, assets, client, ApiServer(port, folder / "certificates" / "apiserver.crt"))
+    with etcd(folder) as etcd_port:
+        cluster = Cluster(folder, etcd_port, *free_ports(1))
         cluster.start()
         try:
+            cluster.request("POST", f"/apis/{RBAC}/v1/clusterroles", cluster_role())
+            cluster.grant(cluster_role()["metadata"]["name"])
             yield cluster
         finally:
             cluster.stop()
@@ -185,32 +193,35 @@ class Operator:
 
 
 @contextmanager
-def operator(cluster: Cluster, **environment: str) -> Iterator[Operator]:
-    """The operator's process, which is killed at the end if it still runs; warnings are errors in it."""
+def operator(cluster: Cluster, through: str = "", start: str = "", **environment: str) -> Iterator[Operator]:
+    """The operator's process, which is killed at the end if it still runs; warnings are errors in it.
+
+    Args:
+        through: Address of a proxy before the API server.
+        start: The program; by default one that is in a hurry.
+    """
     metrics_port, health_port = free_ports(2)
     log = cluster.folder / f"operator-{metrics_port}.log"
     given = {
         "PATH": os.environ["PATH"],
-        "KUBECONFIG": str(kubeconfig(cluster)),
+        "KUBECONFIG": str(kubeconfig(cluster, through)),
         "TRAINER_IMAGE": "trainer:test",
         "CORE_IMAGE": "core:test",
         "METRICS_PORT": str(metrics_port),
         "HEALTH_PORT": str(health_port),
         **environment,
     }
-    with (
-        log.open("wb") as output,
-        subprocess.Popen([sys.executable, "-W", "error", "-c", START], stdout=output, stderr=output, env=given) as one,
-    ):
+    command = [sys.executable, "-W", "error", "-c", start or START]
+    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output, env=given) as one:
         try:
             yield Operator(one, log, metrics_port, health_port)
         finally:
             one.kill()
 
 
-def kubeconfig(cluster: Cluster) -> Path:
-    path = cluster.folder / "kubeconfig"
-    server = {
+def kubeconfig(cluster: Cluster, through: str = "") -> Path:
+    path = cluster.folder / f"kubeconfig{'-through-proxy' if through else ''}"
+    direct = {
         "server": f"https://127.0.0.1:{cluster.server.port}",
         "certificate-authority": str(cluster.server.certificate),
     }
@@ -218,12 +229,36 @@ def kubeconfig(cluster: Cluster) -> Path:
         "apiVersion": "v1",
         "kind": "Config",
         "current-context": "it",
-        "clusters": [{"name": "it", "cluster": server}],
+        "clusters": [{"name": "it", "cluster": {"server": through} if through else direct}],
         "users": [{"name": "it", "user": {"token": OPERATOR_TOKEN}}],
         "contexts": [{"name": "it", "context": {"cluster": "it", "user": "it"}}],
     }
     path.write_text(yaml.safe_dump(content))
     return path
+
+
+def children(cluster: Cluster, namespace: str) -> dict[str, list[str]]:
+    """Owned objects by kind."""
+    return {
+        kind: [one["metadata"]["name"] for one in cluster.list(kind, namespace) if "ownerReferences" in one["metadata"]]
+        for kind in KINDS
+    }
+
+
+def counts(cluster: Cluster, namespace: str) -> dict[str, int]:
+    return {kind: len(names) for kind, names in children(cluster, namespace).items()}
+
+
+def for_searches(number: int) -> dict[str, int]:
+    """How many objects belong to running searches."""
+    return {"ConfigMap": 2 * number, "Job": number, "Role": number, "RoleBinding": number, "ServiceAccount": number}
+
+
+def jobs_made(cluster: Cluster, namespace: str) -> Counter[str]:
+    """How often a Job of each name was made."""
+    writes = cluster.writes()
+    made = (name for verb, resource, name, code in writes if (verb, resource, code) == ("create", "jobs", 201))
+    return Counter(name for name in made if name.startswith(f"{namespace}/"))
 
 
 def until(condition: Callable[[], object], seconds: float = DEADLINE, what: str = "") -> None:
@@ -252,3 +287,29 @@ def sample(kind: str, name: str) -> dict[str, Any]:
     manifest: dict[str, Any] = yaml.safe_load((ROOT / f"crds/samples/{kind.lower()}-minimal.yaml").read_text())
     manifest["metadata"] = {"name": name}
     return manifest
+
+
+def definitions() -> list[dict[str, Any]]:
+    """Of our kinds."""
+    return [yaml.safe_load(path.read_text()) for path in sorted((ROOT / "crds").glob("*.yaml"))]
+
+
+def definition(group: str, version: str, kind: str) -> dict[str, Any]:
+    """Of a kind of others, without its schema."""
+    plural = f"{kind.lower()}s"
+    schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{plural}.{group}"},
+        "spec": {
+            "group": group,
+            "scope": "Namespaced",
+            "names": {"kind": kind, "plural": plural, "singular": kind.lower(), "listKind": f"{kind}List"},
+            "versions": [{"name": version, "served": True, "storage": True, "schema": schema}],
+        },
+    }
+
+
+RAY_JOB = definition("ray.io", "v1", "RayJob")
+SERVICE_MONITOR = definition("monitoring.coreos.com", "v1", "ServiceMonitor")

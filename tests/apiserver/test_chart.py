@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import shutil
-import socket
 import ssl
 import subprocess
 import sys
@@ -14,21 +13,20 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from tests.apiserver.chart import CHART, ROOT, go_tool
+from tests.apiserver.server import free_ports
 
 from ensemble_operator.cluster import APIS
 from ensemble_operator.settings import Settings, settings_from
 
 pytestmark = pytest.mark.apiserver
 
-ROOT = Path(__file__).parents[2]
-CHART = ROOT / "charts/ensemble-operator"
 GITOPS = ROOT / "examples/gitops"
 OURS = ("hposearches", "ensembleselections", "ensembledeployments")
 CRDS = tuple(f"customresourcedefinition/{plural}.ensemble-operator.io" for plural in OURS)
@@ -164,19 +162,6 @@ def kubeconfig(api_server: Any) -> str:
             "contexts": [{"name": "here", "context": name}],
         }
     )
-
-
-def go_tool(name: str) -> str:
-    """A program on the path, or where `go install` puts it."""
-    folders = [os.environ["PATH"]]
-    if shutil.which("go"):
-        paths = subprocess.run(["go", "env", "GOBIN", "GOPATH"], capture_output=True, text=True, check=True, timeout=60)
-        binaries, home = paths.stdout.splitlines()
-        folders.append(binaries or f"{home}/bin")
-    found = shutil.which(name, path=os.pathsep.join(folders))
-    if found is None:
-        pytest.fail(f"{name} is neither on the path nor where `go install` puts programs; `make tools` installs it")
-    return found
 
 
 def remove_crds(cluster: Cluster) -> None:
@@ -616,14 +601,6 @@ def kubeconfig_of(cluster: Cluster, account: str, folder: Path) -> str:
     config["users"] = [{"name": "administrator", "user": {"token": token}}]
     (folder / "kubeconfig").write_text(yaml.safe_dump(config))
     return str(folder / "kubeconfig")
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 def patched_as(cluster: Cluster, account: str, path: str, patch: Any) -> int:

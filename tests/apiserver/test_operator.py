@@ -3,89 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import re
 import signal
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.config import load_kube_config
-from tests.apiserver.operator_bench import Cluster, Operator, kubeconfig, new_cluster, operator, sample, search, until
+from tests.apiserver.operator_bench import (
+    CUSTOM,
+    KINDS,
+    RAY_JOB,
+    Cluster,
+    Operator,
+    children,
+    counts,
+    definitions,
+    for_searches,
+    jobs_made,
+    kubeconfig,
+    new_cluster,
+    operator,
+    sample,
+    search,
+    until,
+)
 
 from ensemble_operator.cluster import KubernetesCluster, RefusedError
 
 pytestmark = pytest.mark.apiserver
-
-KINDS = ("ConfigMap", "Job", "Role", "RoleBinding", "ServiceAccount")
-CUSTOM = ("HPOSearch", "EnsembleSelection", "EnsembleDeployment")
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    if "KUBEBUILDER_ASSETS" not in os.environ:
-        pytest.fail("KUBEBUILDER_ASSETS must name a folder with etcd and kube-apiserver")
-    with new_cluster(tmp_path_factory.mktemp("operator")) as cluster:
-        cluster.install_definitions()
-        yield cluster
-
-
-@pytest.fixture
-def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]:
-    """A namespace of the test's own, without resources afterwards."""
-    name = cluster.namespace(re.sub("[^a-z0-9]+", "-", request.node.name.removeprefix("test_"))[:60].strip("-"))
-    yield name
-    for kind in CUSTOM:
-        for one in cluster.list(kind, name):
-            if one["metadata"].get("finalizers"):
-                cluster.patch(kind, name, one["metadata"]["name"], {"metadata": {"finalizers": None}})
-            cluster.delete(kind, name, one["metadata"]["name"])
-
-
-@pytest.fixture
-def running(cluster: Cluster) -> Iterator[Operator]:
-    with operator(cluster) as one:
-        until(one.healthy)
-        yield one
-
-
-def children(cluster: Cluster, namespace: str) -> dict[str, list[str]]:
-    """Owned objects by kind."""
-    return {
-        kind: [one["metadata"]["name"] for one in cluster.list(kind, namespace) if "ownerReferences" in one["metadata"]]
-        for kind in KINDS
-    }
-
-
-def counts(cluster: Cluster, namespace: str) -> dict[str, int]:
-    return {kind: len(names) for kind, names in children(cluster, namespace).items()}
-
-
-def for_searches(number: int) -> dict[str, int]:
-    """How many objects belong to running searches."""
-    return {"ConfigMap": 2 * number, "Job": number, "Role": number, "RoleBinding": number, "ServiceAccount": number}
-
-
-def versions(cluster: Cluster, namespace: str) -> dict[tuple[str, str], str]:
-    return {
-        (kind, one["metadata"]["name"]): one["metadata"]["resourceVersion"]
-        for kind in (*CUSTOM, *KINDS, "Event")
-        for one in cluster.list(kind, namespace)
-    }
-
-
-def jobs_made(cluster: Cluster, namespace: str) -> Counter[str]:
-    """How often a Job of each name was made."""
-    writes = cluster.writes()
-    made = (name for verb, resource, name, code in writes if (verb, resource, code) == ("create", "jobs", 201))
-    return Counter(name for name in made if name.startswith(f"{namespace}/"))
 
 
 def test_makes_children_with_their_owner_and_tells(cluster: Cluster, namespace: str, running: Operator) -> None:
@@ -200,41 +149,6 @@ def test_an_apply_with_fields_that_pods_do_not_have_is_refused(cluster: Cluster,
         asyncio.run(apply())
 
 
-def populate(cluster: Cluster, namespace: str, number: int) -> None:
-    """Resources of all kinds; the searches are suspended, since nobody starts the pods of their Jobs here."""
-    for index in range(number):
-        kind, name = CUSTOM[index % 3], f"digits-{index}"
-        cluster.create(kind, namespace, search(name, suspend=True) if kind == "HPOSearch" else sample(kind, name))
-
-
-def settled(cluster: Cluster, namespace: str, number: int) -> None:
-    until(
-        lambda: sum(bool(one.get("status")) for kind in CUSTOM for one in cluster.list(kind, namespace)) == number,
-        what="all have a status",
-    )
-    until(lambda: counts(cluster, namespace) == for_searches((number + 2) // 3) | {"Job": 0})
-
-
-@pytest.mark.parametrize(
-    ("number", "seconds"),
-    [pytest.param(21, 8, id="few"), pytest.param(100, 180, id="many", marks=[pytest.mark.nightly])],
-)
-def test_quiet_when_nothing_happens(
-    cluster: Cluster, namespace: str, running: Operator, number: int, seconds: float
-) -> None:
-    """Nor does a new process, which looks at everything, write anything."""
-    populate(cluster, namespace, number)
-    settled(cluster, namespace, number)
-    time.sleep(2)
-    before, written = versions(cluster, namespace), len(cluster.writes())
-    with operator(cluster, RESYNC_SECONDS="2") as second:
-        until(second.healthy)
-        time.sleep(seconds)
-        assert 'result="unchanged"' in second.metrics()
-    assert cluster.writes()[written:] == []
-    assert versions(cluster, namespace) == before
-
-
 def test_metrics_and_a_graceful_end(cluster: Cluster, namespace: str, running: Operator) -> None:
     cluster.create("HPOSearch", namespace, search("digits"))
     series = f'ensemble_condition{{kind="HPOSearch",name="digits",namespace="{namespace}",type="Ready"}} 0.0'
@@ -321,38 +235,30 @@ def test_api_server_restarted(cluster: Cluster, namespace: str, running: Operato
     assert running.healthy()
 
 
-RAY_JOB: dict[str, Any] = {
-    "apiVersion": "apiextensions.k8s.io/v1",
-    "kind": "CustomResourceDefinition",
-    "metadata": {"name": "rayjobs.ray.io"},
-    "spec": {
-        "group": "ray.io",
-        "scope": "Namespaced",
-        "names": {"kind": "RayJob", "plural": "rayjobs", "singular": "rayjob", "listKind": "RayJobList"},
-        "versions": [
-            {
-                "name": "v1",
-                "served": True,
-                "storage": True,
-                "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}},
-            }
-        ],
-    },
-}
-
-
 def test_kuberay_comes_and_goes(cluster: Cluster, namespace: str, running: Operator) -> None:
-    definitions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
     rays = f"/apis/ray.io/v1/namespaces/{namespace}/rayjobs"
     cluster.create("HPOSearch", namespace, search("digits", engine="rayjob"))
     until(lambda: cluster.condition("HPOSearch", namespace, "digits", "Degraded").get("reason") == "KubeRayMissing")
-    cluster.request("POST", definitions, RAY_JOB)
+    cluster.define(RAY_JOB)
     until(lambda: len(cluster.request("GET", rays)["items"]) == 1)
     name = cluster.request("GET", rays)["items"][0]["metadata"]["name"]
     cluster.request("DELETE", f"{rays}/{name}")
     until(lambda: len(cluster.request("GET", rays)["items"]) == 1)
-    cluster.request("DELETE", f"{definitions}/rayjobs.ray.io")
+    cluster.undefine("rayjobs.ray.io")
     until(lambda: cluster.condition("HPOSearch", namespace, "digits", "Degraded").get("reason") == "KubeRayMissing")
+    assert running.process.poll() is None
+
+
+def test_definitions_go_and_come(cluster: Cluster, namespace: str, running: Operator) -> None:
+    """Of what is not there any more nothing is asked; the rest goes on, and what comes back is seen."""
+    (definition,) = (one for one in definitions() if one["spec"]["names"]["kind"] == "EnsembleDeployment")
+    cluster.undefine(definition["metadata"]["name"])
+    until(lambda: any("has no EnsembleDeployment" in line["message"] for line in running.lines()))
+    cluster.create("HPOSearch", namespace, search("digits"))
+    until(lambda: counts(cluster, namespace) == for_searches(1))
+    cluster.define(definition)
+    cluster.create("EnsembleDeployment", namespace, sample("EnsembleDeployment", "digits"))
+    until(lambda: cluster.condition("EnsembleDeployment", namespace, "digits", "Ready"))
     assert running.process.poll() is None
 
 

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import copy
-import os
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.apiserver.operator_bench import COLLECTIONS, Cluster, new_cluster, operator, sample, until
+from tests.apiserver.operator_bench import COLLECTIONS, CUSTOM, Cluster, operator, sample, until
 from tests.support.specs import searches, selections
 
 pytestmark = pytest.mark.apiserver
 
-KINDS = ("HPOSearch", "EnsembleSelection", "EnsembleDeployment")
 EXAMPLES = 150  # of each sort
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False) | st.text(max_size=20),
@@ -28,7 +25,7 @@ values = st.recursive(
 @st.composite
 def damaged(draw: st.DrawFn) -> dict[str, Any]:
     """A sample in which a few values are anything."""
-    manifest = copy.deepcopy(draw(st.sampled_from([sample(kind, "x") for kind in KINDS])))
+    manifest = copy.deepcopy(draw(st.sampled_from([sample(kind, "x") for kind in CUSTOM])))
     for _ in range(draw(st.integers(1, 2))):
         inside = manifest["spec"]
         while isinstance(inside, dict) and inside:
@@ -46,18 +43,8 @@ def valid(draw: st.DrawFn) -> dict[str, Any]:
     return {"apiVersion": "ensemble-operator.io/v1alpha1", "kind": kind, "metadata": {}, "spec": draw(specs)}
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    if "KUBEBUILDER_ASSETS" not in os.environ:
-        pytest.fail("KUBEBUILDER_ASSETS must name a folder with etcd and kube-apiserver")
-    with new_cluster(tmp_path_factory.mktemp("fuzz")) as cluster:
-        cluster.install_definitions()
-        yield cluster
-
-
 @pytest.mark.timeout(600)
-def test_refused_or_told(cluster: Cluster) -> None:
-    namespace = cluster.namespace("lab")
+def test_refused_or_told(cluster: Cluster, namespace: str) -> None:
     made: list[tuple[str, str]] = []
     refused = 0
 
@@ -72,9 +59,7 @@ def test_refused_or_told(cluster: Cluster) -> None:
         else:
             refused += 1
 
-    few = settings(
-        max_examples=EXAMPLES, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
-    )
+    few = settings(max_examples=EXAMPLES, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
     with operator(cluster) as one:
         until(one.healthy)
         for strategy in (valid(), damaged()):
@@ -90,7 +75,7 @@ def test_refused_or_told(cluster: Cluster) -> None:
         assert len(cluster.audit()) - asked < 10 * len(made)  # what waits is looked at each half minute at first
         assert one.process.poll() is None
         assert [line for line in one.complaints() if not line["message"].startswith("cannot apply")] == []
-    for manifest in (manifest for kind in KINDS for manifest in cluster.list(kind, namespace)):
+    for manifest in (manifest for kind in CUSTOM for manifest in cluster.list(kind, namespace)):
         for condition in manifest["status"]["conditions"]:
             assert condition["reason"] not in ("InternalError", "InvalidSpec", "NameTaken"), condition["message"]
             # Kubernetes alone knows what is right in pod overrides.
@@ -100,6 +85,6 @@ def test_refused_or_told(cluster: Cluster) -> None:
 def told(cluster: Cluster, namespace: str) -> int:
     return sum(
         manifest.get("status", {}).get("observedGeneration") == manifest["metadata"]["generation"]
-        for kind in KINDS
+        for kind in CUSTOM
         for manifest in cluster.list(kind, namespace)
     )

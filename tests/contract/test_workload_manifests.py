@@ -15,7 +15,7 @@ from tests.support.closed import builtin, closed, errors
 from tests.support.play import Play, body_of, condition
 from tests.support.specs import names, searches, selections
 
-from ensemble_operator import ensembleselection, hposearch, jobs
+from ensemble_operator import ensembleselection, hposearch, jobs, training
 from ensemble_operator.names import KUEUE_LABELS, RAYJOB_LIMIT
 from ensemble_operator.world import Manifest, Ref
 
@@ -27,7 +27,7 @@ DEFINITIONS = {
     "RoleBinding": ("apis__rbac.authorization.k8s.io__v1", "io.k8s.api.rbac.v1.RoleBinding"),
     "NetworkPolicy": ("apis__networking.k8s.io__v1", "io.k8s.api.networking.v1.NetworkPolicy"),
 }
-FEW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 Wrong = Callable[[Manifest], list[str]]  # what is wrong with a manifest
@@ -110,7 +110,7 @@ def test_kuberay_has_the_states_that_we_read(kuberay: Path) -> None:
 def test_the_network_policy_knows_kuberays_pods(kuberay: Path) -> None:
     manifests = yaml.safe_load_all((kuberay / "config/manager/manager.yaml").read_text())
     (deployment,) = [manifest for manifest in manifests if manifest["kind"] == "Deployment"]
-    assert deployment["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/name"] in hposearch.KUBERAY
+    assert deployment["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/name"] in training.KUBERAY
 
 
 def test_kueue_has_these_labels(kueue: Path) -> None:

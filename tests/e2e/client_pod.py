@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,16 @@ class Client:
     def verify(self) -> str:
         """Digest every file of the library; AssertionError if anything is wrong."""
         return self._run("verify", [], ("verify", self.images.core, ["ensemble", "library", "verify", self.library]))
+
+    def models(self) -> list[Manifest]:
+        """Records of the library's models."""
+        records: list[Manifest] = json.loads(self.run("ensemble", "library", "ls", self.library, "--json"))
+        return records
+
+    def run(self, *command: str) -> str:
+        """What a command prints in a pod that can read the library."""
+        said = self._run("command", [], ("command", self.images.core, list(command)))
+        return re.sub(r"^\[pod/[^]]*\] ", "", said, flags=re.MULTILINE)
 
     def _run(self, name: str, before: Sequence[tuple[str, str, list[str]]], last: tuple[str, str, list[str]]) -> str:
         """What a pod prints that runs some containers one after the other; it is gone afterwards."""

@@ -45,6 +45,30 @@ def until(what: str, seconds: float, look: Callable[[], Found | None]) -> Found:
     return found
 
 
+@dataclass(frozen=True)
+class Told:
+    """What a condition must say.
+
+    Args:
+        type, status, reason: The condition's.
+        words: That its message must have.
+    """
+
+    type: str
+    status: str
+    reason: str
+    words: tuple[str, ...] = ()
+
+    def holds(self, resource: Manifest) -> bool:
+        """Whether the resource tells it of its present specification."""
+        found = conditions(resource).get(self.type) if resource else None
+        return (
+            found is not None
+            and (found["status"], found["reason"]) == (self.status, self.reason)
+            and all(word in found["message"] for word in self.words)
+        )
+
+
 @dataclass
 class Namespace:
     """A namespace of the cluster in $KUBECONFIG.
@@ -112,6 +136,48 @@ class Namespace:
             return found if current.get("Ready", {}).get("status") == "True" else None
 
         return until(f"{kind} {name} is Ready", seconds, look)
+
+    def wait_told(self, kind: str, name: str, told: Told, seconds: float) -> Manifest:
+        """The resource once one of its conditions tells that; AssertionError with what they tell instead."""
+        last: list[Manifest] = []
+
+        def look() -> Manifest | None:
+            self.show()
+            last[:] = [self.get(kind, name) or {}]
+            return last[0] if told.holds(last[0]) else None
+
+        try:
+            return until(f"{kind} {name} tells {told}", seconds, look)
+        except AssertionError as late:
+            instead = json.dumps(last[0].get("status", {}).get("conditions"), indent=1)
+            raise AssertionError(f"{late}; it tells {instead}") from None
+
+    def patch(self, kind: str, name: str, spec: Manifest) -> None:
+        """Change the specification; a field that is None goes."""
+        self.kubectl("patch", kind, name, "--type=merge", "--patch", json.dumps({"spec": spec}))
+
+    def pods(self, selector: str) -> Sequence[Manifest]:
+        """Pods that are not about to go."""
+        return [pod for pod in self.list("pods", selector) if "deletionTimestamp" not in pod["metadata"]]
+
+    def evict(self, pod: str) -> None:
+        """Ask for a pod's eviction, as a drain does; CommandError if a disruption budget forbids it."""
+        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": self.name}}
+        path = f"/api/v1/namespaces/{self.name}/pods/{pod}/eviction"
+        run("kubectl", "create", "--raw", path, "--filename", "-", text=json.dumps(eviction))
+
+    def wait_only(self, kept: frozenset[str], seconds: float) -> None:
+        """Wait until nothing else is in the namespace."""
+        left: list[frozenset[str]] = []
+
+        def look() -> bool | None:
+            left[:] = [self.objects() - kept]
+            return not left[0] or None
+
+        try:
+            until("everything is deleted", seconds, look)
+        except AssertionError as late:
+            raise AssertionError(f"{late}; left are {sorted(left[0])}") from None
 
     def wait_pod(self, name: str, seconds: float) -> str:
         """What a pod has printed that runs to its end; AssertionError with its words if it failed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from tests.e2e.cluster import Manifest, Namespace, run
 
 CHART = Path(__file__).parents[2] / "charts" / "ensemble-operator"
 RELEASE, RELEASE_NAMESPACE = "ensemble", "ensemble-system"
+DEPLOYMENT = f"{RELEASE}-ensemble-operator"
+OPERATOR = f"app.kubernetes.io/instance={RELEASE}"
 RESTRICTED = {
     "pod-security.kubernetes.io/enforce": "restricted",
     "pod-security.kubernetes.io/enforce-version": "latest",
@@ -50,6 +53,27 @@ class Release:
     def uninstall(self) -> None:
         run("helm", "uninstall", RELEASE, "--namespace", RELEASE_NAMESPACE, "--wait", "--ignore-not-found", seconds=200)
 
+    def kill(self) -> None:
+        """End the operator's pod at once, as if its node had gone; another is made meanwhile."""
+        self.namespace.kubectl("delete", "pod", "--selector", OPERATOR, "--force", "--grace-period=0")
+
+    def wait_back(self) -> None:
+        self.namespace.kubectl("rollout", "status", f"deployment/{DEPLOYMENT}", "--timeout=180s", seconds=200)
+
+    def complaints(self, seconds: int) -> list[str]:
+        """What the operator has logged in the last seconds beside its normal doings."""
+        lines = self.namespace.kubectl("logs", f"deployment/{DEPLOYMENT}", f"--since={seconds}s").splitlines()
+        return [line for line in lines if json.loads(line)["level"] not in ("info", "debug")]
+
+    def restarts(self) -> int:
+        """How often the operator's container has ended by itself."""
+        pods = self.namespace.pods(OPERATOR)
+        return sum(status["restartCount"] for pod in pods for status in pod["status"].get("containerStatuses", ()))
+
+    @property
+    def namespace(self) -> Namespace:
+        return Namespace(RELEASE_NAMESPACE)
+
     @contextmanager
     def explained(self, namespace: Namespace) -> Iterator[None]:
         """Print the namespace's state and the operator's log if something goes wrong."""
@@ -57,7 +81,7 @@ class Release:
             yield
         except BaseException:
             print(namespace.state())
-            print(Namespace(RELEASE_NAMESPACE).told("logs", f"deployment/{RELEASE}-ensemble-operator", "--tail=300"))
+            print(self.namespace.told("logs", f"deployment/{DEPLOYMENT}", "--tail=300"))
             raise
 
 
@@ -78,17 +102,38 @@ def images() -> Images:
 @pytest.fixture
 def release(images: Images) -> Iterator[Release]:
     """The operator's release, which a test installs with values of its own."""
+    with release_of(images) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def operator(images: Images) -> Iterator[Release]:
+    """The operator, installed for the whole cluster and all tests of a file."""
+    with release_of(images) as made:
+        made.install(scope="cluster")
+        yield made
+
+
+@contextmanager
+def release_of(images: Images) -> Iterator[Release]:
     with namespace_of(RELEASE_NAMESPACE, keep=True):
-        installed = Release(images)
+        made = Release(images)
         try:
-            yield installed
+            yield made
         finally:
-            installed.uninstall()
+            made.uninstall()
 
 
 @pytest.fixture
 def namespace(release: Release) -> Iterator[Namespace]:
     """A namespace that goes while the operator is still there."""
+    with namespace_of(f"e2e-{uuid.uuid4().hex[:8]}") as made:
+        yield made
+
+
+@pytest.fixture
+def place(operator: Release) -> Iterator[Namespace]:
+    """A namespace for a test whose operator is there for the whole file."""
     with namespace_of(f"e2e-{uuid.uuid4().hex[:8]}") as made:
         yield made
 
@@ -102,4 +147,4 @@ def namespace_of(name: str, keep: bool = False) -> Iterator[Namespace]:
         yield Namespace(name)
     finally:
         if not keep:
-            run("kubectl", "delete", "namespace", name, "--timeout=120s", seconds=150)
+            run("kubectl", "delete", "namespace", name, "--ignore-not-found", "--timeout=120s", seconds=150)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.e2e.client_pod import Client
-from tests.e2e.cluster import CommandError, Manifest, Namespace, conditions, run, until
+from tests.e2e.cluster import CommandError, Manifest, Namespace, conditions, until
 from tests.e2e.conftest import Images, Release
+from tests.e2e.queues import has, queue_of, set_policy
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
 HERE = Path(__file__).parent
 READY_SECONDS = {"HPOSearch": 600.0, "EnsembleSelection": 300.0, "EnsembleDeployment": 420.0}
 GONE_SECONDS = 180.0
-KUEUE = ("rayjobs.ray.io", "clusterqueues.kueue.x-k8s.io")
 MAKE_BUCKET = "import boto3; boto3.client('s3').create_bucket(Bucket='libraries')"
 
 
@@ -46,7 +45,7 @@ def test_digits_on_s3_with_kuberay_and_kueue(namespace: Namespace, release: Rele
         namespace.apply(HERE / "digits-s3.yaml")
         until("the search waits in its queue", 60, lambda: queued(namespace))
         assert [job["spec"]["suspend"] for job in namespace.list("rayjobs")] == [True]
-        run("kubectl", "patch", "clusterqueue", queue, "--type=merge", "--patch", '{"spec": {"stopPolicy": "None"}}')
+        set_policy(queue, "None")
         resources = ready(namespace)
         assert children(namespace) == {"RayJob": 1, "Job": 2, "Deployment": 1}
         assert admitted(namespace) == ["job", "job", "rayjob"]
@@ -96,17 +95,7 @@ def try_rights(namespace: Namespace, account: str) -> None:
 def delete(namespace: Namespace, client: Client, file: str, before: frozenset[str]) -> None:
     """Without our resources there is what was there before, and the library."""
     namespace.kubectl("delete", "--filename", HERE / file)
-    left: list[frozenset[str]] = []
-
-    def look() -> bool | None:
-        left[:] = [namespace.objects() - before]
-        return not left[0] or None
-
-    try:
-        until("everything is deleted", GONE_SECONDS, look)
-    except AssertionError:
-        print(f"left behind: {sorted(left[0])}")
-        raise
+    namespace.wait_only(before, GONE_SECONDS)
     print(client.verify())
 
 
@@ -140,11 +129,8 @@ def serve_s3(namespace: Namespace, images: Images) -> list[Manifest]:
 @pytest.fixture
 def queue(namespace: Namespace) -> Iterator[str]:
     """Name of a ClusterQueue that admits nothing yet; the namespace's LocalQueue `research` leads to it."""
-    if missing := [name for name in KUEUE if not has(name)]:
-        pytest.fail(f"the cluster has no {', '.join(missing)}: KubeRay and Kueue are needed")
-    namespace.apply(HERE / "kueue.yaml")
-    yield "e2e"
-    run("kubectl", "delete", "clusterqueue,resourceflavor", "e2e", "--wait=false")
+    with queue_of(namespace) as name:
+        yield name
 
 
 def queued(namespace: Namespace) -> bool | None:
@@ -155,13 +141,5 @@ def queued(namespace: Namespace) -> bool | None:
 
 def admitted(namespace: Namespace) -> list[str]:
     """Kinds of what Kueue has admitted, by its events: a Workload may be gone once it is finished."""
-    told = [event["involvedObject"]["name"] for event in namespace.list("events") if event["reason"] == "Admitted"]
+    told = {event["involvedObject"]["name"] for event in namespace.list("events") if event["reason"] == "Admitted"}
     return sorted(name.split("-")[0] for name in told)
-
-
-def has(definition: str) -> bool:
-    """Whether the cluster has a custom resource definition."""
-    return (
-        json.loads(run("kubectl", "get", "crd", "--output=json", "--ignore-not-found", definition) or "null")
-        is not None
-    )

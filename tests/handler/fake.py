@@ -97,7 +97,6 @@ class FakeKind:
     decision: Decide = decide
     wanted: tuple[Ref, ...] = ()
     model: type[Any] = HPOSearch
-    plural: str = "hposearches"
 
     def references(self, resource: Any, body: Manifest) -> tuple[Ref, ...]:
         return self.wanted

@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from tests.handler.bench import (
-    KEY,
-    Bench,
-    Step,
-    delete,
-    deleted_at_any_write,
-    killed,
-    killed_all_the_time,
-    made,
-    resume,
-    search,
-    stand,
-    strangers,
-    suspend,
-    timeless,
-    wait,
-)
+from tests.handler import lives
+from tests.handler.bench import KEY, Bench, Step, resource, search
 from tests.handler.memory import MemoryCluster
 from tests.support.stage import DIGESTS, MEMBERS, SELECTION, SPEC, summary
 
 from ensemble_operator.ensembledeployment import KIND
 from ensemble_operator.names import REVISION
 from ensemble_operator.queue import Key
-from ensemble_operator.world import Manifest
 
 DEPLOYMENT = Key("EnsembleDeployment", "lab", "digits")
 ENSEMBLE = Key("EnsembleSelection", "lab", "digits")
@@ -70,19 +53,10 @@ def service(cluster: MemoryCluster) -> str | None:
 
 def stage() -> Bench:
     """A search and a selection without a result."""
-    bench = stand(KIND, DEPLOYMENT, WatchedCluster(), "ServiceMonitor")
+    bench = lives.stand(KIND, DEPLOYMENT, WatchedCluster(), "ServiceMonitor")
     bench.cluster.put(search())
     bench.cluster.put(resource(ENSEMBLE, SELECTION))
     return bench
-
-
-def resource(key: Key, spec: Manifest) -> Manifest:
-    return {
-        "apiVersion": "ensemble-operator.io/v1alpha1",
-        "kind": key.kind,
-        "metadata": {"name": key.name, "namespace": key.namespace},
-        "spec": copy.deepcopy(spec),
-    }
 
 
 def begin(bench: Bench, **spec: Any) -> None:
@@ -129,12 +103,6 @@ def fail(bench: Bench) -> None:
     bench.end("Failed")
 
 
-def lose(bench: Bench) -> None:
-    """Somebody deletes the Job."""
-    (job,) = (name for _, name in bench.cluster.names("Job"))
-    bench.cluster.remove("Job", "lab", job)
-
-
 def answer(bench: Bench) -> None:
     """All pods of all Deployments take requests."""
     for kind, name in bench.cluster.names("Deployment"):
@@ -170,7 +138,7 @@ LIVES: dict[str, tuple[Step, ...]] = {
         *(select(1), run, optimise, answer),
         *(batches(64), optimise, answer),
         *(batches(None), answer),
-        *(suspend, resume, answer, delete),
+        *(lives.suspend, lives.resume, answer, lives.delete),
     ),
     "selected back": (*FIRST, select(1), optimise, answer, select(0), answer),
     "selected back before it answers": (*FIRST, select(1), optimise, select(0)),
@@ -179,9 +147,18 @@ LIVES: dict[str, tuple[Step, ...]] = {
     "without another allocation": (*FIRST, port(8100), answer, scale, answer, port(8000), answer),
     "recreated": (begin_recreate, select(0), optimise, answer, select(1), optimise, answer, select(0), answer),
     "with an autoscaler": (begin_scaled, select(0), optimise, answer, select(1), optimise, answer),
-    "suspended while it is optimised": (begin, select(0), run, suspend, resume, wait, optimise, answer),
-    "suspended while it is rolled out": (*FIRST, select(1), optimise, suspend, resume, answer),
-    "tried again": (begin, select(0), run, fail, lose, wait, optimise, answer),
+    "suspended while it is optimised": (
+        begin,
+        select(0),
+        run,
+        lives.suspend,
+        lives.resume,
+        lives.wait,
+        optimise,
+        answer,
+    ),
+    "suspended while it is rolled out": (*FIRST, select(1), optimise, lives.suspend, lives.resume, answer),
+    "tried again": (begin, select(0), run, fail, lives.lose, lives.wait, optimise, answer),
 }
 # How many Jobs there are to be, each with its own name.
 RUNS = {
@@ -208,11 +185,11 @@ def gaps(bench: Bench) -> list[str]:
 @pytest.mark.parametrize("life", LIVES)
 def test_the_lives_are_what_they_are_meant_to_be(life: str) -> None:
     bench = stage().live(LIVES[life])
-    jobs = made(bench, "Job")
+    jobs = lives.made(bench, "Job")
     assert len(set(jobs)) == len(jobs) == RUNS[life]
-    assert strangers(bench) == []
+    assert lives.strangers(bench) == []
     assert gaps(bench) == []
-    if delete in LIVES[life]:
+    if lives.delete in LIVES[life]:
         assert set(bench.cluster.objects) == OTHERS
         return
     assert bench.condition("Ready")["status"] == "True"
@@ -224,20 +201,20 @@ def test_the_lives_are_what_they_are_meant_to_be(life: str) -> None:
 @pytest.mark.parametrize("life", LIVES)
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_killed_at_any_write(life: str, when: str) -> None:
-    for bench, found, expected, where in killed(stage, LIVES[life], when):
+    for bench, found, expected, where in lives.killed(stage, LIVES[life], when):
         assert found == expected, where
         assert gaps(bench) == [], where
 
 
 @pytest.mark.parametrize("life", LIVES)
 def test_killed_after_every_write(life: str) -> None:
-    bench, whole = killed_all_the_time(stage, LIVES[life]), stage().live(LIVES[life])
-    assert timeless(bench.cluster.objects) == timeless(whole.cluster.objects)
-    assert made(bench, "Job") == made(whole, "Job")
+    bench, whole = lives.killed_all_the_time(stage, LIVES[life]), stage().live(LIVES[life])
+    assert lives.timeless(bench.cluster.objects) == lives.timeless(whole.cluster.objects)
+    assert lives.made(bench, "Job") == lives.made(whole, "Job")
     assert gaps(bench) == []
 
 
 @pytest.mark.parametrize("life", ["whole", "recreated"])
 def test_deleted_at_any_write(life: str) -> None:
-    for bench, where in deleted_at_any_write(stage, LIVES[life]):
+    for bench, where in lives.deleted_at_any_write(stage, LIVES[life]):
         assert set(bench.cluster.objects) == OTHERS, where

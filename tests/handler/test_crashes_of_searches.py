@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from tests.handler.bench import (
-    KEY,
-    Bench,
-    Step,
-    delete,
-    killed,
-    made,
-    resume,
-    search,
-    stand,
-    suspend,
-    wait,
-)
+from tests.handler import lives
+from tests.handler.bench import KEY, Bench, Step, search
 
 from ensemble_operator.hposearch import KIND
 
 
 def stage() -> Bench:
-    return stand(KIND, KEY, None, "RayJob")
+    return lives.stand(KIND, KEY, None, "RayJob")
 
 
 def begin(bench: Bench) -> None:
@@ -54,14 +43,14 @@ def ask_for_more(bench: Bench) -> None:
 
 LIVES: dict[str, tuple[Step, ...]] = {
     "continued": (begin, run, lose, run, succeed, ask_for_more),
-    "suspended": (begin, run, suspend, resume, wait),
-    "deleted": (begin, run, delete, Bench.end),
+    "suspended": (begin, run, lives.suspend, lives.resume, lives.wait),
+    "deleted": (begin, run, lives.delete, Bench.end),
 }
 
 
 def test_the_lives_are_what_they_are_meant_to_be() -> None:
     continued = stage().live(LIVES["continued"])
-    assert len(set(made(continued, "RayJob"))) == len(made(continued, "RayJob")) == 3
+    assert len(set(lives.made(continued, "RayJob"))) == len(lives.made(continued, "RayJob")) == 3
     assert continued.cluster.objects[KEY]["status"]["library"]["models"] == 4
     assert stage().live(LIVES["deleted"]).cluster.objects == {}
     suspended = stage().live(LIVES["suspended"])
@@ -71,5 +60,5 @@ def test_the_lives_are_what_they_are_meant_to_be() -> None:
 @pytest.mark.parametrize("life", LIVES)
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_killed_at_any_write(life: str, when: str) -> None:
-    for _, found, expected, where in killed(stage, LIVES[life], when):
+    for _, found, expected, where in lives.killed(stage, LIVES[life], when):
         assert found == expected, where

@@ -5,23 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.handler.bench import (
-    KEY,
-    Bench,
-    Step,
-    delete,
-    deleted_at_any_write,
-    killed,
-    killed_all_the_time,
-    made,
-    resume,
-    search,
-    stand,
-    strangers,
-    suspend,
-    timeless,
-    wait,
-)
+from tests.handler import lives
+from tests.handler.bench import KEY, Bench, Step, resource, search
 
 from ensemble_operator.ensembleselection import KIND
 from ensemble_operator.queue import Key
@@ -34,20 +19,13 @@ MEMBER = {"library": 0, "modelId": "digits-0003", "weight": 1.0}
 
 def stage() -> Bench:
     """A search that has found nothing yet."""
-    bench = stand(KIND, SELECTION)
+    bench = lives.stand(KIND, SELECTION)
     bench.cluster.put(search())
     return bench
 
 
 def begin(bench: Bench, **spec: Any) -> None:
-    bench.cluster.put(
-        {
-            "apiVersion": "ensemble-operator.io/v1alpha1",
-            "kind": SELECTION.kind,
-            "metadata": {"name": SELECTION.name, "namespace": SELECTION.namespace},
-            "spec": {"sources": [{"hpoSearchName": "digits"}], "budgets": [SMALL], **spec},
-        }
-    )
+    bench.cluster.put(resource(SELECTION, {"sources": [{"hpoSearchName": "digits"}], "budgets": [SMALL], **spec}))
 
 
 def begin_once(bench: Bench) -> None:
@@ -73,7 +51,8 @@ def run(bench: Bench) -> None:
 def succeed(digest: str) -> Step:
     def tell(bench: Bench) -> None:
         budgets = [
-            {"name": one["name"], "members": [MEMBER]} for one in bench.cluster.objects[SELECTION]["spec"]["budgets"]
+            {"name": one["name"], "members": [MEMBER], "memberCount": 1}
+            for one in bench.cluster.objects[SELECTION]["spec"]["budgets"]
         ]
         summary = {"budgets": budgets, "sources": [{"digest": "a" * 64}]}
         bench.tell("Succeeded", "select", result={"digest": digest * 64, "summary": summary})
@@ -85,12 +64,6 @@ def succeed(digest: str) -> Step:
 def fail(bench: Bench) -> None:
     bench.tell("Failed", "select", error={"message": "no"})
     bench.end("Failed")
-
-
-def lose(bench: Bench) -> None:
-    """Somebody deletes the Job."""
-    (job,) = (name for _, name in bench.cluster.names("Job"))
-    bench.cluster.remove("Job", "lab", job)
 
 
 def ask_for_more(bench: Bench) -> None:
@@ -107,15 +80,15 @@ LIVES: dict[str, tuple[Step, ...]] = {
         *FIRST,
         *(library("b", ready=False), library("c"), run, succeed("2")),
         *(ask_for_more, run, succeed("3")),
-        *(suspend, resume, delete),
+        *(lives.suspend, lives.resume, lives.delete),
     ),
-    "grown": (*FIRST, library("b", ready=False), wait, run, succeed("2")),
+    "grown": (*FIRST, library("b", ready=False), lives.wait, run, succeed("2")),
     "grown while it runs": (begin, library("a"), run, library("b"), succeed("1"), succeed("2")),
     "changed while it runs": (begin, library("a"), run, ask_for_more, run, succeed("1")),
     "changed back": (*FIRST, ask_for_more, succeed("2"), ask_for_less),
     "once": (begin_once, library("a"), succeed("1"), library("b")),
-    "suspended": (begin, library("a"), run, suspend, resume, wait, run, succeed("1")),
-    "tried again": (begin, library("a"), run, fail, lose, wait, succeed("1")),
+    "suspended": (begin, library("a"), run, lives.suspend, lives.resume, lives.wait, run, succeed("1")),
+    "tried again": (begin, library("a"), run, fail, lives.lose, lives.wait, succeed("1")),
 }
 # How many Jobs there are to be, each with its own name.
 RUNS = {
@@ -134,9 +107,9 @@ BEYOND = ("whole",)  # lives after which there is no selection
 @pytest.mark.parametrize("life", LIVES)
 def test_the_lives_are_what_they_are_meant_to_be(life: str) -> None:
     bench = stage().live(LIVES[life])
-    jobs = made(bench, "Job")
+    jobs = lives.made(bench, "Job")
     assert len(set(jobs)) == len(jobs) == RUNS[life]
-    assert strangers(bench) == []
+    assert lives.strangers(bench) == []
     if life in BEYOND:
         assert set(bench.cluster.objects) == {KEY}
     else:
@@ -147,18 +120,18 @@ def test_the_lives_are_what_they_are_meant_to_be(life: str) -> None:
 @pytest.mark.parametrize("life", LIVES)
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_killed_at_any_write(life: str, when: str) -> None:
-    for _, found, expected, where in killed(stage, LIVES[life], when):
+    for _, found, expected, where in lives.killed(stage, LIVES[life], when):
         assert found == expected, where
 
 
 @pytest.mark.parametrize("life", LIVES)
 def test_killed_after_every_write(life: str) -> None:
-    bench, whole = killed_all_the_time(stage, LIVES[life]), stage().live(LIVES[life])
-    assert timeless(bench.cluster.objects) == timeless(whole.cluster.objects)
-    assert made(bench, "Job") == made(whole, "Job")
+    bench, whole = lives.killed_all_the_time(stage, LIVES[life]), stage().live(LIVES[life])
+    assert lives.timeless(bench.cluster.objects) == lives.timeless(whole.cluster.objects)
+    assert lives.made(bench, "Job") == lives.made(whole, "Job")
 
 
 @pytest.mark.parametrize("life", LIVES)
 def test_deleted_at_any_write(life: str) -> None:
-    for bench, where in deleted_at_any_write(stage, LIVES[life]):
+    for bench, where in lives.deleted_at_any_write(stage, LIVES[life]):
         assert set(bench.cluster.objects) == {KEY}, where

@@ -12,7 +12,7 @@ import pytest
 from kopf._core.engines.indexing import OperatorIndexers
 from kopf._core.engines.probing import health_reporter
 from kubernetes.aio.client.configuration import Configuration
-from tests.apiserver.conftest import free_ports
+from tests.apiserver.server import free_ports
 from tests.handler.bench import KEY, search
 from tests.handler.fake import FakeKind, decide
 from tests.handler.memory import MemoryCluster

@@ -158,11 +158,12 @@ def test_foreign_objects_stay(bench: Bench) -> None:
 
 def test_taken_name_is_told_and_nothing_is_touched(bench: Bench) -> None:
     taken = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "digits-4", "namespace": "lab"}}
+    taken["metadata"]["ownerReferences"] = [{"kind": "HPOSearch", "name": "other", "uid": "7", "controller": True}]
     before = bench.cluster.put(taken)
     with pytest.raises(RetryError):
         bench.look()
     assert bench.condition("Degraded")["reason"] == reasons.NAME_TAKEN
-    assert "ServiceAccount digits-4" in bench.condition("Degraded")["message"]
+    assert "ServiceAccount digits-4 belongs to HPOSearch other" in bench.condition("Degraded")["message"]
     assert bench.cluster.objects["ServiceAccount", "lab", "digits-4"] == before
     assert ("Job", "digits-4") not in children(bench)
     bench.cluster.remove("ServiceAccount", "lab", "digits-4")
@@ -182,6 +183,12 @@ def test_objects_of_a_namesake_that_is_gone_are_waited_for(bench: Bench) -> None
     assert again is not None
     assert again <= 5
     assert bench.condition("Degraded")["status"] == "False"
+    told = "4 trials; waits until ConfigMap digits-4-spec, left by an earlier HPOSearch digits, is gone"
+    assert bench.condition("Progressing")["message"] == told
+    bench.now += timedelta(minutes=1)
+    bench.look()
+    told = "ConfigMap digits-4-spec, left by an earlier HPOSearch digits, is still there: delete it"
+    assert bench.condition("Degraded")["message"] == told
     for place in old:
         del bench.cluster.objects[place]
     bench.settle()
@@ -207,8 +214,10 @@ def test_a_child_that_is_being_deleted_is_absent_but_not_replaced(bench: Bench) 
     before = len(bench.cluster.writes)
     again = bench.look()
     assert seen[0].child("Role", "digits-4") is None
-    assert seen[0].deleting == {Ref("Role", "digits-4")}
-    assert bench.cluster.writes[before:] == []
+    assert set(seen[0].deleting) == {Ref("Role", "digits-4")}
+    assert [write.verb for write in bench.cluster.writes[before:]] == ["status"]
+    told = "4 trials; waits until Role digits-4, which is being deleted since 2026-01-01T00:00:00Z, is gone"
+    assert bench.condition("Progressing")["message"] == told
     assert again is not None
     assert again <= 5
     del bench.cluster.objects["Role", "lab", "digits-4"]
@@ -226,8 +235,9 @@ def test_a_child_that_is_held_in_deletion_is_told_and_looked_at_ever_more_slowly
         bench.now += timedelta(seconds=pauses[-1] or 0)
     assert pauses[0] == 5
     assert len(pauses) < 10
-    told = "Job digits-4 is being deleted since 2026-01-01T00:00:00Z, held by finalizers ray.io/rayjob-finalizer"
-    assert bench.condition("Degraded")["message"] == told
+    place = "Job digits-4, which is being deleted since 2026-01-01T00:00:00Z, is still there"
+    way_out = "bring back what removes its finalizers ray.io/rayjob-finalizer, or remove them yourself"
+    assert bench.condition("Degraded")["message"] == f"{place}: {way_out}"
     later = []
     for _ in range(8):
         later.append(bench.look() or 0)
@@ -237,6 +247,24 @@ def test_a_child_that_is_held_in_deletion_is_told_and_looked_at_ever_more_slowly
     del bench.cluster.objects["Job", "lab", "digits-4"]
     bench.settle()
     assert children(bench) == CHILDREN
+    assert bench.condition("Degraded")["status"] == "False"
+
+
+def test_a_child_that_nobody_wants_any_more_is_told_if_it_is_held_in_deletion(bench: Bench) -> None:
+    bench.look()
+    bench.cluster.change("Job", "lab", "digits-4", {"metadata": {"finalizers": ["example.com/wait"]}})
+    bench.cluster.change(*KEY, {"spec": {"maxTrialCount": 5}})
+    bench.look()
+    assert bench.cluster.objects["Job", "lab", "digits-4"]["metadata"]["deletionTimestamp"]
+    assert bench.condition("Degraded")["status"] == "False"
+    pause = bench.look() or 0
+    assert pause <= 60
+    bench.now += timedelta(seconds=pause)
+    bench.look()
+    assert bench.condition("Progressing")["message"] == "5 trials"
+    assert "Job digits-4, which is being deleted since" in bench.condition("Degraded")["message"]
+    del bench.cluster.objects["Job", "lab", "digits-4"]
+    bench.look()
     assert bench.condition("Degraded")["status"] == "False"
 
 

@@ -22,7 +22,8 @@ from ensemble_operator.events import transitions
 from ensemble_operator.metrics import GAUGES, Metrics, samples
 from ensemble_operator.queue import Key
 from ensemble_operator.settings import VARIABLES, Settings, settings_from
-from ensemble_operator.status import conditions, degraded, stopped, timestamp
+from ensemble_operator.status import conditions, timestamp
+from ensemble_operator.verdicts import degraded, undecided
 from ensemble_operator.world import Verdict
 
 NOW, LATER = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC)
@@ -57,15 +58,15 @@ def test_degraded_replaces_one_verdict() -> None:
 
 def test_where_nothing_can_be_concluded_ready_stays() -> None:
     body = BODY | {"status": {"conditions": conditions([], verdicts(True, "Trained"), 1, NOW)}}
-    assert [one.status for one in stopped(body, "InvalidSpec", "x")] == ["True", "False", "True"]
-    assert [one.status for one in stopped(BODY, "InvalidSpec", "x")] == ["False", "False", "True"]
+    assert [one.status for one in undecided(body, "InvalidSpec", "x")] == ["True", "False", "True"]
+    assert [one.status for one in undecided(BODY, "InvalidSpec", "x")] == ["False", "False", "True"]
 
 
 def test_what_was_ready_for_an_earlier_specification_is_not_for_this_one() -> None:
     changed = BODY | {"metadata": {**BODY["metadata"], "generation": 2}}  # type: ignore[dict-item]
     for ready, reason in ((True, "InvalidSpec"), (False, "Trained")):
         body = changed | {"status": {"conditions": conditions([], verdicts(ready, "Trained"), 1, NOW)}}
-        told = stopped(body, "InvalidSpec", "x")[0]
+        told = undecided(body, "InvalidSpec", "x")[0]
         assert (told.status, told.reason) == ("False", reason)
 
 
@@ -133,6 +134,13 @@ def test_a_line_is_json_with_the_object(stream: io.StringIO) -> None:
     assert (line["message"], line["attempt"]) == ("applied Job digits\n1", 2)
 
 
+def test_what_kopf_will_repeat_is_no_error(stream: io.StringIO) -> None:
+    kopf = logging.getLogger("kopf._cogs.clients.watching")
+    for words in ("Request attempt #1 failed; will retry: GET /", "Request attempt #9 failed; escalating: GET /"):
+        kopf.error(words)
+    assert [json.loads(line)["level"] for line in stream.getvalue().splitlines()] == ["warning", "error"]
+
+
 def test_an_error_has_its_traceback_in_the_same_line(stream: io.StringIO) -> None:
     try:
         raise KeyError("x")
@@ -168,7 +176,7 @@ def test_samples_of_a_search() -> None:
 
 
 def test_samples_of_the_other_kinds() -> None:
-    selection = {"budgets": [{"name": "small", "members": [1, 2]}, {"name": "none", "members": []}]}
+    selection = {"budgets": [{"name": "small", "memberCount": 2}, {"name": "none", "memberCount": 0}]}
     assert {one.labels: one.value for one in samples("EnsembleSelection", selection)} == {("small",): 2, ("none",): 0}
     deployment = {"members": 5, "performance": {"imagesPerSecond": 305.0}, "readyReplicas": 2}
     assert [one.value for one in samples("EnsembleDeployment", deployment)] == [5, 305.0, 2]

@@ -17,12 +17,21 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
+from tests.support.broken import no_process_starts
 
 from ensemble_core.allocation import harness
 from ensemble_core.allocation.candidate import Candidate
 from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.plan import Member
-from ensemble_core.allocation.prepare import find_ensemble, load_allocation, load_plan, overridden, subject_of
+from ensemble_core.allocation.prepare import (
+    find_ensemble,
+    load_allocation,
+    load_plan,
+    overridden,
+    pace_of,
+    profiles_of,
+    subject_of,
+)
 from ensemble_core.api.documents import load_documents
 from ensemble_core.api.ensembleselection import BEST_SINGLE
 from ensemble_core.commands import allocate, profile, select
@@ -204,17 +213,33 @@ def test_a_server_that_dies_between_benchmarks_is_survived(spec: Path, monkeypat
     documents = load_documents(spec)
     ensemble = find_ensemble(documents, overridden(documents.deployment(), BEST_SINGLE, 1))
     with harness.Triton() as triton:
-        bench = harness.Bench(subject_of(ensemble), ensemble.signature, triton)
+        subject = subject_of(ensemble)
+        pace = pace_of(subject, profiles_of(ensemble, subject))
+        bench = harness.Bench(subject, ensemble.signature, pace, triton)
         assert bench(Candidate(Matrix(((8,), (0,))))).samples_per_second > 0
         assert servers[0].pid is not None
         os.kill(servers[0].pid, signal.SIGKILL)
         assert bench(Candidate(Matrix(((8,), (8,))))).samples_per_second > 0
         assert len(servers) == 1  # it was started again, not given up
         broken = replace(subject_of(ensemble), members=(broken_member(ensemble.members[0], spec.parent),))
-        failed = harness.Bench(broken, ensemble.signature, triton)(Candidate(Matrix(((8,), (0,)))))
+        failed = harness.Bench(broken, ensemble.signature, pace, triton)(Candidate(Matrix(((8,), (0,)))))
         assert failed.samples_per_second == 0
         assert failed.reason
         assert bench(Candidate(Matrix(((32,), (0,))))).samples_per_second > 0
+
+
+def test_members_whose_processes_cannot_start_end_it_at_once_in_their_own_words(
+    spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_process_starts(monkeypatch)
+    changed = spec.with_name("broken.yaml")
+    changed.write_text(without(DOCUMENTS, "segmentSize: 32", "segmentSize: 24"))  # so that nothing is known yet
+    with pytest.raises(UserError) as told:
+        verb(allocate, "--spec", str(changed))
+    assert "the server cannot serve the members even at the smallest batch size: " in told.value.problem
+    assert "tiny-0001--" in told.value.problem
+    assert "its process ended with exit code 127 before it could answer" in told.value.problem
+    assert "stub: error while loading shared libraries: libpython3.so" in told.value.problem
 
 
 def broken_member(member: Member, folder: Path) -> Member:

@@ -1115,12 +1115,6 @@ LIBRARY_CASES = (
         ),
     ),
     Case(
-        "energy that nobody measured",
-        selection("budgets.0", {"name": "green", "energyJoules": 5}),
-        (SELECT,),
-        (f"{FILE}: EnsembleSelection tiny: spec.budgets[0].energyJoules: 5 cannot be checked",),
-    ),
-    Case(
         "no selection yet",
         selection("budgets.0.parametersMillions", 0.5),
         (ALLOCATE, SERVE),

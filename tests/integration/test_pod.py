@@ -6,11 +6,14 @@ import http.client
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +38,22 @@ from ensemble_core.serving.process import choose
 pytestmark = pytest.mark.timeout(600)
 
 SECONDS = 120  # for anything to happen
+MANY = 500_000  # samples that are answered for seconds
 ENSEMBLE = [str(Path(sys.executable).with_name("ensemble"))]
+GROUP, AGENT_USER = 65532, 65531
+# What it imports, also late, may be where only root can read.
+AGENT = f"""
+import argparse, encodings.idna, os
+from ensemble_core.commands import agent
+parser = argparse.ArgumentParser()
+agent.add_arguments(parser)
+arguments = parser.parse_args()
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setgid({GROUP})
+    os.setuid({AGENT_USER})
+agent.run(arguments)
+"""
 
 
 def _beside(name: str) -> Any:
@@ -60,7 +78,7 @@ def wait_until(holds: Callable[[], bool], what: str) -> None:
 
 @dataclass
 class Pod:
-    """A rendered folder, and the processes that serve from it."""
+    """A rendered folder, and the processes that serve from it. Where root starts them, the agent is another user."""
 
     folder: Path
     ports: Ports
@@ -78,12 +96,12 @@ class Pod:
     def plan(self) -> Any:
         return rendered.read(self.folder).plan
 
-    def start(self, verb: str, *arguments: str) -> None:
+    def start(self, verb: str, command: list[str], *arguments: str) -> None:
         # A container has what its image has, and no home; the process leads all that is in it.
         kept = {name: os.environ[name] for name in ("PATH",) if name in os.environ}
         with (self.folder.parent / f"{verb}.log").open("ab") as log:
             self.running[verb] = subprocess.Popen(
-                [*ENSEMBLE, verb, "--repository", str(self.folder), *arguments],
+                [*command, "--repository", str(self.folder), *arguments],
                 env={**kept, "HOME": "/nonexistent"},
                 stdout=log,
                 stderr=log,
@@ -92,11 +110,13 @@ class Pod:
 
     def start_server(self) -> None:
         ports = zip(("http", "grpc", "metrics"), map(str, self.ports.numbers()), strict=True)
-        self.start("server", "--address", "127.0.0.1", *(part for name, n in ports for part in (f"--{name}-port", n)))
+        numbers = [part for name, number in ports for part in (f"--{name}-port", number)]
+        self.start("server", [*ENSEMBLE, "server"], "--address", "127.0.0.1", *numbers)
 
     def start_agent(self) -> None:
         report = f"file:{self.folder.parent}/report.json"
-        self.start("agent", "--http-port", str(self.ports.http), "--report", report)
+        command = [sys.executable, "-c", AGENT]
+        self.start("agent", command, "--http-port", str(self.ports.http), "--report", report)
 
     def kill(self, verb: str) -> None:
         """As the container's end: no process of it is left."""
@@ -159,9 +179,19 @@ def render(spec: Path, folder: Path, *options: str) -> subprocess.CompletedProce
 
 
 @pytest.fixture(scope="module")
-def pod(spec: Path, allocation: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pod]:
+def place() -> Iterator[Path]:
+    """A folder that the agent reaches; what is made in it is of the pod's group, as `fsGroup` has it."""
+    with tempfile.TemporaryDirectory(prefix="pod-") as name:
+        if os.geteuid() == 0:
+            os.chown(name, -1, GROUP)
+            os.chmod(name, 0o2770)
+        yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def pod(spec: Path, allocation: dict[str, Any], place: Path) -> Iterator[Pod]:
     """A pod that is ready; tests leave it so."""
-    folder = tmp_path_factory.mktemp("pod") / "repository"
+    folder = place / "repository"
     for _ in range(2):  # an init container may run twice
         done = render(spec, folder)
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
@@ -305,6 +335,55 @@ def test_a_model_whose_process_is_killed_is_revived(pod: Pod, answers: Callable[
     wait_until(lambda: pod.count("revivals") == revivals + 1 and pod.progress()["note"] == "", "not revived")
     assert pod.stub(model) not in (None, killed)
     assert answers()
+
+
+def test_requests_to_a_front_model_that_is_killed_do_not_wait_for_ever(pod: Pod, answers: Callable[[], bool]) -> None:
+    """Triton holds them for ever, though another front model answers new ones: it is ended, as the container's end."""
+    killed, images = pod.stub(pod.plan.name), allocated.images("heldout")
+    assert killed is not None
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(predict, pod.url, pod.plan.name, np.repeat(images, MANY // len(images), axis=0))
+        time.sleep(1)
+        assert not asked.done()
+        os.kill(killed, signal.SIGKILL)
+        with pytest.raises(ServingError):
+            asked.result(SECONDS)
+    restarted(pod)
+    assert answers()
+
+
+def test_a_model_whose_process_dies_while_it_loads_is_told_and_the_server_is_ended(
+    pod: Pod, answers: Callable[[], bool]
+) -> None:
+    """Triton would wait for it for ever."""
+    worker = pod.plan.model_name(pod.plan.workers[0])
+    wait_until(lambda: killed_while_it_loaded(pod, worker), "always loaded before")
+    wait_until(lambda: bool(re.search(rf"{worker}: its process .* before it could answer", note(pod))), "no note")
+    restarted(pod)
+    assert answers()
+
+
+def killed_while_it_loaded(pod: Pod, model: str) -> bool:
+    """Unload a model, and kill its next process; false if that had loaded already, and is revived."""
+    wait_until(lambda: pod.stub(model) is not None and pod.ready(), "not there")
+    before, end = pod.stub(model), time.monotonic() + SECONDS
+    assert pod.ask("POST", f"/v2/repository/models/{model}/unload", pod.key)[0] == 200
+    while (loading := pod.stub(model)) in (None, before):
+        assert time.monotonic() < end, "not loaded again"
+    assert loading is not None
+    os.kill(loading, signal.SIGKILL)
+    return pod.states()[model] != "READY"
+
+
+def restarted(pod: Pod) -> None:
+    """Wait for the server's end, and start it as the kubelet does."""
+    assert pod.running.pop("server").wait(SECONDS) == -signal.SIGKILL
+    pod.start_server()
+    wait_until(lambda: note(pod) == "" and pod.ready(), "not loaded again")
+
+
+def note(pod: Pod) -> str:
+    return str(pod.progress()["note"])
 
 
 def test_a_model_that_is_unloaded_by_hand_is_loaded_again(pod: Pod, answers: Callable[[], bool]) -> None:

@@ -54,7 +54,7 @@ class Play:
     capabilities: frozenset[str] = frozenset({"RayJob"})
     children: dict[Ref, Manifest] = field(default_factory=dict)
     others: dict[Ref, Manifest] = field(default_factory=dict)
-    deleting: frozenset[Ref] = frozenset()
+    deleting: dict[Ref, Manifest] = field(default_factory=dict)
     now: datetime = START
 
     def world(self) -> World[Any]:
@@ -62,7 +62,7 @@ class Play:
             resource=parsed(self.kind, self.body),
             body=copy.deepcopy(self.body),
             children=copy.deepcopy(self.children),
-            deleting=self.deleting,
+            deleting=copy.deepcopy(self.deleting),
             others=copy.deepcopy(self.others),
             capabilities=self.capabilities,
             now=self.now,

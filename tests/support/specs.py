@@ -104,7 +104,7 @@ def selections(draw: st.DrawFn) -> dict[str, Any]:
         st.sampled_from(["a", "b"]).map(lambda name: {"hpoSearchName": name}),
         storages().map(lambda storage: {"storage": storage}),
     )
-    limits = st.sampled_from(["inferenceTimeSeconds", "memoryMiB", "parametersMillions", "energyJoules"])
+    limits = st.sampled_from(["inferenceTimeSeconds", "memoryMiB", "parametersMillions"])
     budgets = draw(st.lists(st.dictionaries(limits, st.floats(0.1, 100), min_size=1), min_size=1, max_size=4))
     return (
         draw(workloads())

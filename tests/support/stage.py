@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Self
 
 from tests.support.play import START, Play, body_of, time
@@ -210,11 +211,12 @@ class Stage(Play):
         made = self.pod(deployment, phase, suffix, **status)
         made["metadata"]["labels"] |= deployment["spec"]["template"]["metadata"]["labels"]
 
-    def unschedulable(
-        self, child: Manifest, words: str = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
-    ) -> None:
+    def unschedulable(self, child: Manifest, since: float = 10) -> None:
+        """The scheduler has found no room for so many seconds."""
+        words = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
         condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": words}
-        self.play_pod(child, "Pending", conditions=[condition | {"lastTransitionTime": time(self.now)}])
+        moment = {"lastTransitionTime": time(self.now - timedelta(seconds=since))}
+        self.play_pod(child, "Pending", conditions=[condition | moment])
 
     def play_agent(self, deployment: Manifest, note: str = "", **told: Any) -> None:
         """What an agent reports."""

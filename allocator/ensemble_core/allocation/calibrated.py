@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ensemble_core.allocation.memory import Curve
 from ensemble_core.allocation.model import DeviceKind
-from ensemble_core.allocation.speeds import Pace
+from ensemble_core.allocation.speeds import BatchTimes
 
 BATCH_SIZES = (8, 16, 32, 64, 128)
 GIB = 1024.0  # MiB
@@ -69,10 +69,10 @@ class DeviceType:
 DEVICE_TYPES = {"V100-16GB": DeviceType("gpu", 16 * GIB, 1.0), "CPU": DeviceType("cpu", 200 * GIB, 25.0)}
 
 
-def pace(network: Network, device: DeviceType, batch_sizes: Sequence[int] = BATCH_SIZES) -> Pace:
+def pace(network: Network, device: DeviceType, batch_sizes: Sequence[int] = BATCH_SIZES) -> BatchTimes:
     """Seconds of batches: an overhead, the same everywhere, and so much for each sample."""
     each = network.milliseconds / 1000
-    return Pace(tuple((size, each * network.half + size * each * device.slowness) for size in batch_sizes))
+    return BatchTimes(tuple((size, each * network.half + size * each * device.slowness) for size in batch_sizes))
 
 
 def curve(network: Network, batch_sizes: Sequence[int] = BATCH_SIZES) -> Curve:

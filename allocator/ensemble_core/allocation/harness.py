@@ -11,8 +11,10 @@ import numpy.typing as npt
 
 from ensemble_core.allocation.candidate import Candidate
 from ensemble_core.allocation.load import load_of
+from ensemble_core.allocation.pace import Pace
 from ensemble_core.allocation.plan import Plan, plan_of
 from ensemble_core.allocation.result import ServerVersion, Subject, Throughput
+from ensemble_core.allocation.shortage import short_of_memory
 from ensemble_core.api.ensembledeployment import EnsembleDeployment
 from ensemble_core.library.records import Signature
 from ensemble_core.profiling.measure import engine_version
@@ -37,7 +39,7 @@ class Server(Protocol):
     def apply(self, plan: Plan) -> None: ...
 
     def measure(
-        self, plan: Plan, images: npt.NDArray[Any], seconds: float, in_flight: int, samples: int
+        self, plan: Plan, images: npt.NDArray[Any], seconds: float, in_flight: int, samples: int, deadline: float
     ) -> Measurement: ...
 
 
@@ -58,9 +60,9 @@ class Triton:
         self._running().apply(plan)
 
     def measure(
-        self, plan: Plan, images: npt.NDArray[Any], seconds: float, in_flight: int, samples: int
+        self, plan: Plan, images: npt.NDArray[Any], seconds: float, in_flight: int, samples: int, deadline: float
     ) -> Measurement:
-        return measure(self._running(), plan, images, seconds, in_flight, samples)
+        return measure(self._running(), plan, images, seconds, in_flight, samples, deadline)
 
     def _running(self) -> TritonServer:
         if self._server is not None and not _revived(self._server):
@@ -94,12 +96,14 @@ class Bench:
     Args:
         subject: Members, devices and settings.
         signature: Of the members.
+        pace: Of the members.
         server: That is measured.
     """
 
-    def __init__(self, subject: Subject, signature: Signature, server: Server) -> None:
+    def __init__(self, subject: Subject, signature: Signature, pace: Pace, server: Server) -> None:
         self._subject = subject
         self._signature = signature
+        self._pace = pace
         self._server = server
         self._images = images(signature, subject.deployment.spec.serving.segment_size)
 
@@ -115,7 +119,7 @@ class Bench:
         for _ in range(TRIES):
             try:
                 self._server.apply(plan)
-                found = self._measured(plan)
+                found = self._measured(candidate, plan)
             except ServingError as error:
                 reason = str(error)
             else:
@@ -125,17 +129,19 @@ class Bench:
                     foreign_cores=found.foreign_cores,
                     latency_seconds=(found.p50, found.p90, found.p99),
                 )
-        return Throughput(samples_per_second=0, reason="\n".join(reason.splitlines()[:LINES]))
+        told = "\n".join(reason.splitlines()[:LINES])
+        return Throughput(samples_per_second=0, reason=told, device=short_of_memory(reason, plan))
 
-    def _measured(self, plan: Plan) -> Measurement:
+    def _measured(self, candidate: Candidate, plan: Plan) -> Measurement:
         """Of loads of growing concurrency the fastest within the latency allowed; the first if none is."""
         spec = self._subject.deployment.spec
         load = load_of(spec)
         limit, percentile = spec.optimization.latency.milliseconds, spec.optimization.latency.percentile
         best: Measurement | None = None
         for in_flight in load.in_flight:
+            deadline = self._pace.deadline(candidate.matrix, in_flight * load.samples)
             found = self._server.measure(
-                plan, self._images, spec.optimization.seconds_per_benchmark, in_flight, load.samples
+                plan, self._images, spec.optimization.seconds_per_benchmark, in_flight, load.samples, deadline
             )
             if best is not None and (limit is None or 1000 * getattr(found, percentile) > limit):
                 break  # more in flight waits longer

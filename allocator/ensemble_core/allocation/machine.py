@@ -22,12 +22,14 @@ class Machine:
         cores: Of the process's affinity, ascending.
         memory_mib: Memory free for new processes.
         cpu_types: Device type of a group of cores, by their number.
+        shared: Whether other pods may use the same cores.
     """
 
     gpus: tuple[Gpu, ...]
     cores: tuple[int, ...]
     memory_mib: float
     cpu_types: dict[int, str]
+    shared: bool = False
 
 
 def this_machine(devices: Sequence[Device]) -> Machine:
@@ -37,7 +39,13 @@ def this_machine(devices: Sequence[Device]) -> Machine:
         cores=tuple(sorted(os.sched_getaffinity(0))),
         memory_mib=free_memory(),
         cpu_types={size: cpu_device_type(size) for size in {device.cores_per_device for device in devices}},
+        shared=in_pod(),
     )
+
+
+def in_pod() -> bool:
+    """Whether this process runs in a pod of Kubernetes, on a node that it may share with others."""
+    return "KUBERNETES_SERVICE_HOST" in os.environ
 
 
 def free_memory(root: Path = Path("/")) -> float:

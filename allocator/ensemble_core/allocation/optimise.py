@@ -16,6 +16,7 @@ from ensemble_core.allocation.algorithms import (
     paper_greedy,
     worst_fit_decreasing,
 )
+from ensemble_core.allocation.candidate import Benchmark as Ask
 from ensemble_core.allocation.candidate import Candidate, Measured
 from ensemble_core.allocation.fewest import fewest_devices
 from ensemble_core.allocation.guided import Found, guided
@@ -157,13 +158,20 @@ def find_allocation(
     start = Candidate(starting_matrix(where, subject, memory))
     sides = [row.type for row in subject.devices]
     problem = problem_of(sides, optimization.batch_sizes, speeds, memory)
+
+    def served(candidate: Candidate, repeat: int = 0) -> Measured:
+        measured = bench(candidate, repeat)
+        if candidate == start and measured.device is None:
+            _refuse_if_hopeless(where, bench)
+        return measured
+
     best, expected = start, None
     if optimization.algorithm == "guided":
         incumbent = _incumbent(where, results, subject, memory, by_weights)
-        found = _guided(problem, start, incumbent, bench, subject, by_weights)
+        found = _guided(problem, start, incumbent, served, subject, by_weights)
         best, expected = (found.best, found.expected) if found else (start, None)
     else:
-        best = Candidate(_by_reference(where, subject, memory, speeds, start.matrix, bench))
+        best = Candidate(_by_reference(where, subject, memory, speeds, start.matrix, served))
     result = _result(subject, start, best, bench, problem, expected)
     if result.throughput.samples_per_second == 0:
         reason = bench.done[0].throughput.reason
@@ -174,6 +182,17 @@ def find_allocation(
         problem_text = f"{required:g} cannot be reached: the fastest of {len(bench.done)} matrices gives {reached:,.0f}"
         raise UserError(_field(where, "optimization.requiredSamplesPerSecond"), problem_text)
     return _parsed(subject, results.write_result("allocations", result.digest, result.document()))
+
+
+def _refuse_if_hopeless(where: str, bench: Benchmarks) -> None:
+    """Refuse members of which the smallest workers cannot be served, though memory is not what they lack.
+
+    All other matrices have as many workers at least, or larger batches: they would fail for the same reason, one after
+    the other.
+    """
+    if all(each.throughput.samples_per_second == 0 for each in bench.done):
+        reason = bench.done[-1].throughput.reason
+        raise UserError(where, f"the server cannot serve the members even at the smallest batch size: {reason}")
 
 
 def objective_of(subject: Subject) -> Objective:
@@ -195,7 +214,7 @@ def _guided(
     problem: Problem,
     start: Candidate,
     incumbent: Candidate | None,
-    bench: Benchmarks,
+    bench: Ask,
     subject: Subject,
     by_weights: bool,
 ) -> Found | None:
@@ -207,9 +226,7 @@ def _guided(
     return guided(problem, start, incumbent, bench, objective, spec.max_benchmarks, spec.seed, by_weights)
 
 
-def _by_reference(
-    where: str, subject: Subject, memory: Memory, speeds: Speeds, start: Matrix, bench: Benchmarks
-) -> Matrix:
+def _by_reference(where: str, subject: Subject, memory: Memory, speeds: Speeds, start: Matrix, bench: Ask) -> Matrix:
     """What a reference algorithm finds; what it chose without benchmarks is measured."""
     spec = subject.deployment.spec.optimization
     objective = objective_of(subject)

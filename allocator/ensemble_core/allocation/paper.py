@@ -14,7 +14,7 @@ from ensemble_core.allocation.memory import Curve, Memory
 from ensemble_core.allocation.model import DeviceKind, Problem, upper_bound
 from ensemble_core.allocation.objectives import Throughput, truth_of
 from ensemble_core.allocation.simulator import Load, Simulator
-from ensemble_core.allocation.speeds import Pace, Speeds, problem_of
+from ensemble_core.allocation.speeds import BatchTimes, Speeds, problem_of
 from ensemble_core.errors import UserError
 from ensemble_core.library.records import Profile
 
@@ -101,9 +101,9 @@ def calibrated_case(ensemble: str, groups: Sequence[Group]) -> Case:
             )
     members = ENSEMBLES[ensemble]
     types = {group.kind: DEVICE_TYPES[group.kind] for group in groups}
-    paces = tuple({kind: pace(NETWORKS[name], of) for kind, of in types.items()} for name in members)
+    times = tuple({kind: pace(NETWORKS[name], of) for kind, of in types.items()} for name in members)
     curves = tuple(dict.fromkeys(types, curve(NETWORKS[name])) for name in members)
-    return _case(members, groups, paces, curves, BATCH_SIZES)
+    return _case(members, groups, times, curves, BATCH_SIZES)
 
 
 def traced_case(
@@ -121,22 +121,22 @@ def traced_case(
             if group.kind not in own:
                 known = ", ".join(sorted(own)) or "none"
                 raise UserError("--devices", f"{name} has no profile on {group.kind}, but on {known}")
-    paces = tuple({kind: Pace.of(profile) for kind, profile in own.items()} for own in profiles)
+    times = tuple({kind: BatchTimes.of(profile) for kind, profile in own.items()} for own in profiles)
     curves = tuple({kind: Curve.of(profile) for kind, profile in own.items()} for own in profiles)
-    return _case(members, groups, paces, curves, batch_sizes)
+    return _case(members, groups, times, curves, batch_sizes)
 
 
 def _case(
     members: Sequence[str],
     groups: Sequence[Group],
-    paces: tuple[Mapping[str, Pace], ...],
+    times: tuple[Mapping[str, BatchTimes], ...],
     curves: tuple[Mapping[str, Curve], ...],
     batch_sizes: Sequence[int],
 ) -> Case:
     rows = [group for group in groups for _ in range(group.count)]
     kinds = tuple(row.kind for row in rows)
     memory = Memory(tuple(row.memory_mib for row in rows), kinds, curves)
-    problem = problem_of([row.side for row in rows], batch_sizes, Speeds(kinds, paces), memory)
+    problem = problem_of([row.side for row in rows], batch_sizes, Speeds(kinds, times), memory)
     return Case(tuple(members), tuple(groups), problem)
 
 

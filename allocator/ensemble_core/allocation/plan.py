@@ -13,6 +13,21 @@ from ensemble_core.frozen import Frozen
 from ensemble_core.library.records import ModelId, Sha256, Signature
 
 
+def pins(needed: int, allowed: int, shared: bool) -> bool:
+    """Whether members keep to the cores of their device.
+
+    Args:
+        needed: Cores of all devices, one for each GPU among them.
+        allowed: Cores that this process may use.
+        shared: Whether other pods may use them too.
+
+    Every pod would choose the first of what it may use: on a node that pods share, all of them the same. There only
+    cores are kept to that are no more than needed, which are those given to this pod alone. Elsewhere the kernel
+    moves threads to what is idle, and gives each pod the share that it has requested when nothing is.
+    """
+    return not shared or allowed <= needed
+
+
 class DeviceRow(Frozen):
     """A row of the matrix: a GPU by its ordinal in the container, or a group of CPU cores that no other row has."""
 
@@ -20,6 +35,7 @@ class DeviceRow(Frozen):
     type: Literal["gpu", "cpu"]
     ordinal: int = Field(ge=0)
     cores: tuple[int, ...]  # of the machine, ascending; empty for a GPU
+    pinned: bool = True  # whether members keep to these cores, or take as many threads and leave the rest to the kernel
     memory_mib: Annotated[float, Field(alias="memoryMiB", gt=0)]
     device_type: str  # as profiles name it
 
@@ -69,18 +85,19 @@ class Plan(Frozen):
         """Names of its Triton models: the front model and one for each worker."""
         return frozenset({self.name, *map(self.model_name, self.workers)})
 
-    def on_cores(self, cores: Sequence[int]) -> Self:
+    def on_cores(self, cores: Sequence[int], shared: bool) -> Self:
         """The same plan with other cores of equal number, in ascending order; ValueError if there are too few.
 
-        Which cores a container may use is known in that container alone.
+        Which cores a container may use, and whether others use them too, is known in that container alone.
         """
+        pinned = pins(sum(max(1, len(device.cores)) for device in self.devices), len(cores), shared)
         left, devices = sorted(cores), []
         for device in self.devices:
             if len(device.cores) > len(left):
                 needed = sum(len(device.cores) for device in self.devices)
                 raise ValueError(f"needs {needed} cores; this process may use {len(cores)}")
             own, left = tuple(left[: len(device.cores)]), left[len(device.cores) :]
-            devices.append(device.model_copy(update={"cores": own}))
+            devices.append(device.model_copy(update={"cores": own, "pinned": pinned}))
         return self.model_copy(update={"devices": tuple(devices)})
 
     def model_name(self, worker: Worker) -> str:

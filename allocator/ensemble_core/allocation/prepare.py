@@ -16,10 +16,11 @@ from ensemble_core.allocation.machine import this_machine
 from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.memory import Curve, Memory
 from ensemble_core.allocation.optimise import allocated_elsewhere, stored_allocation
+from ensemble_core.allocation.pace import Pace
 from ensemble_core.allocation.plan import DeviceRow, Member, Plan, plan_of
 from ensemble_core.allocation.result import AllocationResult, SelectionOf, Subject
 from ensemble_core.allocation.rows import device_rows
-from ensemble_core.allocation.speeds import Pace, Speeds
+from ensemble_core.allocation.speeds import BatchTimes, Speeds
 from ensemble_core.api.documents import Documents
 from ensemble_core.api.ensembledeployment import EnsembleDeployment, Optimization
 from ensemble_core.api.ensembleselection import EnsembleSelection
@@ -128,7 +129,7 @@ def subject_of(ensemble: Ensemble) -> Subject:
     )
 
 
-Profiles = tuple[Mapping[str, Profile], ...]  # of each member, by device type
+Profiles = tuple[Mapping[str, Profile], ...]  # of each member, by type of device
 
 
 def profiles_of(ensemble: Ensemble, subject: Subject) -> Profiles:
@@ -143,21 +144,26 @@ def profiles_of(ensemble: Ensemble, subject: Subject) -> Profiles:
     )
 
 
-def memory_of(devices: Sequence[DeviceRow], profiles: Profiles) -> Memory:
+def memory_of(subject: Subject, profiles: Profiles) -> Memory:
     """Capacity of the devices, and need of each member on each type of them."""
     return Memory(
-        capacity=tuple(row.memory_mib for row in devices),
-        kinds=tuple(row.device_type for row in devices),
-        curves=tuple({kind: Curve.of(profile) for kind, profile in own.items()} for own in profiles),
+        capacity=tuple(row.memory_mib for row in subject.devices),
+        kinds=tuple(row.device_type for row in subject.devices),
+        curves=tuple({kind: Curve.of(profile) for kind, profile in of_member.items()} for of_member in profiles),
     )
 
 
-def speeds_of(devices: Sequence[DeviceRow], profiles: Profiles) -> Speeds:
+def speeds_of(subject: Subject, profiles: Profiles) -> Speeds:
     """Samples/s of each member alone on the devices."""
     return Speeds(
-        kinds=tuple(row.device_type for row in devices),
-        paces=tuple({kind: Pace.of(profile) for kind, profile in own.items()} for own in profiles),
+        kinds=tuple(row.device_type for row in subject.devices),
+        times=tuple({kind: BatchTimes.of(profile) for kind, profile in of_member.items()} for of_member in profiles),
     )
+
+
+def pace_of(subject: Subject, profiles: Profiles) -> Pace:
+    """How fast the members are on the devices."""
+    return Pace.of([row.device_type for row in subject.devices], profiles)
 
 
 def load_allocation(documents: Documents, deployment: EnsembleDeployment) -> AllocationResult:

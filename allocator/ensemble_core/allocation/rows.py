@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ensemble_core.allocation.machine import Machine
-from ensemble_core.allocation.plan import DeviceRow
+from ensemble_core.allocation.plan import DeviceRow, pins
 from ensemble_core.api.ensembledeployment import Device
 from ensemble_core.errors import UserError
 
@@ -25,7 +25,9 @@ def device_rows(where: str, devices: Sequence[Device], machine: Machine) -> tupl
     Raises:
         UserError: more GPUs or cores are asked for than there are.
     """
-    return (*_gpu_rows(where, devices, machine), *_cpu_rows(where, devices, machine))
+    rows = [*_gpu_rows(where, devices, machine), *_cpu_rows(where, devices, machine)]
+    pinned = pins(sum(max(1, len(row.cores)) for row in rows), len(machine.cores), machine.shared)
+    return tuple(row.model_copy(update={"pinned": pinned}) for row in rows)
 
 
 def _gpu_rows(where: str, devices: Sequence[Device], machine: Machine) -> list[DeviceRow]:

@@ -15,7 +15,7 @@ SAMPLES = 2000  # that a profile's seconds are for
 
 
 @dataclass(frozen=True)
-class Pace:
+class BatchTimes:
     """Seconds of one batch of a member alone on a type of device, by batch size.
 
     Args:
@@ -25,7 +25,7 @@ class Pace:
     points: tuple[tuple[int, float], ...]
 
     @classmethod
-    def of(cls, profile: Profile) -> Pace:
+    def of(cls, profile: Profile) -> BatchTimes:
         return cls(tuple(sorted((b.batch_size, b.seconds * b.batch_size / SAMPLES) for b in profile.batches)))
 
     def seconds(self, counts: Sequence[int] | Floats) -> Floats:
@@ -42,24 +42,24 @@ class Speeds:
     """Of every member on every device.
 
     Args:
-        kinds: Type of each device, a key of every member's paces, length D.
-        paces: Of each member, length M, by type of device.
+        kinds: Type of each device, a key of every member's times, length D.
+        times: Of each member, length M, by type of device.
     """
 
     kinds: tuple[str, ...]
-    paces: tuple[Mapping[str, Pace], ...]
+    times: tuple[Mapping[str, BatchTimes], ...]
 
     def at(self, device: int, member: int, batch_size: int) -> float:
         """Samples/s alone."""
-        return float(batch_size / self.paces[member][self.kinds[device]].seconds([batch_size])[0])
+        return float(batch_size / self.times[member][self.kinds[device]].seconds([batch_size])[0])
 
 
 def problem_of(sides: Sequence[DeviceKind], batch_sizes: Sequence[int], speeds: Speeds, memory: Memory) -> Problem:
     """What the model needs, of devices that are GPUs or CPUs."""
-    shape = (len(sides), len(speeds.paces), len(batch_sizes))
+    shape = (len(sides), len(speeds.times), len(batch_sizes))
     fast, needs = np.empty(shape), np.empty(shape)
     for device, member in np.ndindex(shape[:2]):
-        fast[device, member] = np.array(batch_sizes) / speeds.paces[member][speeds.kinds[device]].seconds(batch_sizes)
+        fast[device, member] = np.array(batch_sizes) / speeds.times[member][speeds.kinds[device]].seconds(batch_sizes)
         needs[device, member] = [memory.need(device, member, size) for size in batch_sizes]
     return Problem.of(tuple(batch_sizes), speeds.kinds, tuple(sides), fast, needs, np.array(memory.capacity))
 

@@ -34,7 +34,7 @@ class Source(Ruled):
 
 
 BEST_SINGLE = "best-single"  # instead of a budget's name: the best single model by validation, whatever it costs
-_LIMITS = ("inferenceTimeSeconds", "memoryMiB", "parametersMillions", "energyJoules")
+_LIMITS = ("inferenceTimeSeconds", "memoryMiB", "parametersMillions")
 Limit = Annotated[float, Field(gt=0, le=1e12)]
 
 
@@ -64,9 +64,6 @@ class Budget(Ruled):
         None, description="Memory in MiB, summed over members."
     )
     parameters_millions: Limit | None = Field(None, description="Millions of weights, summed over members.")
-    energy_joules: Limit | None = Field(
-        None, description="Joules to predict 2000 samples, summed over members, where the device tells."
-    )
 
     def limits(self) -> dict[str, float | None]:
         """All limits by the name they have in documents; none where there is no limit."""
@@ -95,7 +92,11 @@ class UpdatePolicy(Frozen):
         "OnLibraryChange", description="`Once` keeps the first result until the spec changes."
     )
     settle_seconds: int = Field(
-        60, ge=0, le=86_400, description="Seconds that a library must be unchanged before the selection runs again."
+        60,
+        ge=0,
+        le=86_400,
+        description="Seconds that the library of a running search must be unchanged before it is selected from. "
+        "Searches tell every 10 seconds at most: with less than that, each news of a search may be selected from.",
     )
     poll_interval_seconds: int = Field(
         300, ge=10, le=86_400, description="Seconds between two looks at storages without an HPOSearch."
@@ -150,7 +151,6 @@ class SelectedCost(Frozen):
     inference_time_seconds: float | None = Field(None, ge=0, description="Seconds to predict 2000 samples.")
     memory_mib: Annotated[float | None, Field(alias="memoryMiB")] = Field(None, ge=0, description="Memory in MiB.")
     parameters_millions: float | None = Field(None, ge=0, description="Millions of weights.")
-    energy_joules: float | None = Field(None, ge=0, description="Joules to predict 2000 samples.")
 
 
 class SelectedMember(Frozen):
@@ -165,7 +165,10 @@ class SelectedBudget(Frozen):
     """The ensemble that was picked for a budget."""
 
     name: Name = Field(description="Name of the budget.")
-    members: tuple[SelectedMember, ...] = Field((), max_length=256, description="The ensemble; empty if none fits.")
+    members: tuple[SelectedMember, ...] = Field(
+        (), max_length=256, description="The ensemble; empty if none fits. Of many large ensembles the first members."
+    )
+    member_count: Count | None = Field(None, description="How many members the ensemble has, listed or not.")
     validation: Quality | None = Field(None, description="Metrics on the validation split.")
     heldout: Quality | None = Field(None, description="Metrics on the held-out split.")
     cost: SelectedCost | None = Field(None, description="What the ensemble costs.")

@@ -29,6 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     # At once, whatever it waits for, and also as process 1 of a container; there is nothing that it would leave behind.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(0))
+    rendered.open_to_group()
     folder = arguments.repository.absolute()
     key = {CONTROL_HEADER: rendered.control_key(folder)}
     report = open_report(arguments.report, "agent", rendered.read(folder).spec_hash)

@@ -17,6 +17,7 @@ from ensemble_core.allocation.prepare import (
     find_ensemble,
     memory_of,
     overridden,
+    pace_of,
     profiles_of,
     speeds_of,
     subject_of,
@@ -61,14 +62,16 @@ def _allocate(arguments: argparse.Namespace, report: Report) -> dict[str, Any]:
     for line in table(found):
         print(line)
     plan = allocated_plan(ensemble, subject, allocated(found))
-    return {"digest": found.digest, "summary": summary(found, plan, memory_of(subject.devices, profiles))}
+    return {"digest": found.digest, "summary": summary(found, plan, memory_of(subject, profiles))}
 
 
 def _optimise(ensemble: Ensemble, subject: Subject, profiles: Profiles, report: Report) -> AllocationResult:
     progress = Progress(report, benchmarks_at_most(subject))
     with Triton() as server:
-        bench = Benchmarks(ensemble.results, subject, Bench(subject, ensemble.signature, server), progress)
-        memory, speeds = memory_of(subject.devices, profiles), speeds_of(subject.devices, profiles)
+        bench = Benchmarks(
+            ensemble.results, subject, Bench(subject, ensemble.signature, pace_of(subject, profiles), server), progress
+        )
+        memory, speeds = memory_of(subject, profiles), speeds_of(subject, profiles)
         where = f"{ensemble.where}: spec.devices"
         return find_allocation(where, ensemble.results, subject, memory, speeds, bench, BY_WEIGHTS)
 
@@ -89,6 +92,8 @@ class Progress:
             stage="benchmarks", done=done, total=self._total, note=f"best so far {self._best:,.0f} samples/s"
         )
         print(f"benchmark {done} of at most {self._total}: {speed:,.0f} samples/s, best {self._best:,.0f}", flush=True)
+        if reason := benchmark.throughput.reason:
+            print(f"  could not be served: {reason}", flush=True)
 
 
 def summary(found: AllocationResult, plan: Plan, memory: Memory) -> dict[str, Any]:

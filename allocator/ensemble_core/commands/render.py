@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    rendered.open_to_group()
     documents = load_documents(arguments.spec)
     deployment = documents.deployment(arguments.name)
     ensemble = find_ensemble(documents, deployment, arguments.selection)

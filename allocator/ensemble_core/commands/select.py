@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import json
+from bisect import bisect_right
 from typing import Any
 
 from ensemble_core.api.documents import load_documents
-from ensemble_core.report import Report, add_report_arguments, run_reported
+from ensemble_core.report import MAX_BYTES, Report, add_report_arguments, run_reported
 from ensemble_core.selection.result import BudgetResult, SelectionResult
 from ensemble_core.selection.run import run_selection
+
+ROOM = MAX_BYTES - 4096  # for the summary in a report
+TOLD = {"budgets": ("name", "validation", "heldout", "cost", "reason"), "members": ("library", "modelId", "weight")}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,11 +38,38 @@ def _select(arguments: argparse.Namespace, report: Report) -> dict[str, Any]:
 
 
 def summary(result: SelectionResult) -> dict[str, Any]:
-    """The part of a result that a report holds: no paths, no models."""
+    """The part of a result that a report has room for.
+
+    Of many large ensembles it lists the first members alone, as many of each as there is room for and at least one;
+    `memberCount` tells how many there are. If that is still too much, the front is left out.
+    """
     content = result.document()
-    for budget in content["budgets"]:
-        budget.pop("paths", None)
-    return {key: content[key] for key in ("cost", "combiner", "sources", "bestSingle", "budgets", "front")}
+    longest = max(len(budget["members"]) for budget in content["budgets"])
+    listed = bisect_right(range(1, longest + 1), ROOM, key=lambda most: _size(_summary(content, most)))
+    found = _summary(content, max(listed, 1))
+    return found if _size(found) <= ROOM else {**found, "front": []}
+
+
+def _summary(content: dict[str, Any], most: int) -> dict[str, Any]:
+    budgets = [
+        {
+            **_part(budget, "budgets"),
+            "members": [_part(member, "members") for member in budget["members"][:most]],
+            "memberCount": len(budget["members"]),
+        }
+        for budget in content["budgets"]
+    ]
+    front = [{**point, "members": len(point["members"])} for point in content["front"]]
+    kept = {key: content[key] for key in ("cost", "combiner", "sources", "bestSingle")}
+    return {**kept, "budgets": budgets, "front": front}
+
+
+def _part(content: dict[str, Any], of: str) -> dict[str, Any]:
+    return {key: content[key] for key in TOLD[of] if key in content}
+
+
+def _size(content: dict[str, Any]) -> int:
+    return len(json.dumps(content))
 
 
 def table(result: SelectionResult) -> list[str]:

@@ -7,8 +7,9 @@ import os
 import sys
 from pathlib import Path
 
+from ensemble_core.allocation.machine import in_pod
 from ensemble_core.errors import UserError
-from ensemble_core.serving import installation, rendered, sharedmemory
+from ensemble_core.serving import installation, launch, rendered, sharedmemory
 from ensemble_core.serving.errors import ServingError
 from ensemble_core.serving.installation import Ports
 from ensemble_core.serving.process import in_use
@@ -35,16 +36,18 @@ def port(text: str) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     ports = Ports(arguments.http_port, arguments.grpc_port, arguments.metrics_port)
+    rendered.open_to_group()
     folder = arguments.repository.absolute()
     key = rendered.control_key(folder)
     for endpoint, number in zip(("http", "grpc", "metrics"), ports.numbers(), strict=True):
         if in_use(arguments.address, number):
             raise UserError(f"--{endpoint}-port", f"{arguments.address}:{number} cannot be listened on; is it in use?")
     try:
-        plan = rendered.prepare(folder, sorted(os.sched_getaffinity(0))).plan
+        plan = rendered.prepare(folder, sorted(os.sched_getaffinity(0)), in_pod()).plan
         sharedmemory.sweep_dead()  # of a server that was here before
         # The process stays the same, so the prefix names its owner.
-        command = installation.command(folder, arguments.address, ports, sharedmemory.new_prefix(), key)
+        server = installation.command(folder, arguments.address, ports, sharedmemory.new_prefix(), key)
+        command = [sys.executable, "-IS", launch.__file__, "-", *server]
         environment = installation.environment()
     except ServingError as error:
         print(f"ensemble server: {error}", file=sys.stderr)

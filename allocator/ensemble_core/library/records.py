@@ -142,7 +142,7 @@ class BatchProfile(Frozen):
     seconds: float = Field(gt=0)  # their median
     memory_mib: Annotated[float, Field(alias="memoryMiB", ge=0)]  # peak resident memory of the process
     foreign_cores: float = Field(0, ge=0)  # mean number of the device's cores that other processes took meanwhile
-    energy_joules: float | None = Field(None, ge=0)  # for 2000 samples, where the device tells
+    energy_joules: float | None = Field(None, ge=0)  # for 2000 samples; not measured yet
 
 
 class Profile(Frozen):

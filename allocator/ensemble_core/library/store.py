@@ -29,6 +29,7 @@ from ensemble_core.errors import OutageError, UserError
 
 TEMPORARY = ".tmp-"
 LOCK = ".lock"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 LOCK_SECONDS = 60.0  # a lock is held for two small file operations
 _CREDENTIALS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_SESSION_TOKEN": "token"}
 _RELATIVE = re.compile(r"[A-Za-z0-9_][-A-Za-z0-9_.]*(/[A-Za-z0-9_][-A-Za-z0-9_.]*)*")
@@ -256,15 +257,26 @@ class LocalStore:
     @contextlib.contextmanager
     def _complete(self, place: Path, fill: Callable[[BinaryIO], object]) -> Iterator[Path]:
         """A temporary file beside `place` whose content is complete and on disk; removed in the end."""
-        file, temporary = _open_temporary(place)
+        with self._if_room():
+            file, temporary = _open_temporary(place)
+            try:
+                with file:
+                    fill(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                yield temporary
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _if_room(self) -> Iterator[None]:
+        """A file system that is full is an outage: work goes on once there is room."""
         try:
-            with file:
-                fill(file)
-                file.flush()
-                os.fsync(file.fileno())
-            yield temporary
-        finally:
-            temporary.unlink(missing_ok=True)
+            yield
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            raise OutageError(f"{self.url}: is full ({error.strerror}); make room there") from error
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

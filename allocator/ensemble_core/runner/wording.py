@@ -18,7 +18,6 @@ _UNITS = {
     "inferenceTimeSeconds": "s",
     "memoryMiB": "MiB",
     "parametersMillions": "M parameters",
-    "energyJoules": "J",
 }
 
 
@@ -81,7 +80,7 @@ def duration(seconds: float) -> str:
 
 
 def limits(budget: dict[str, float] | None) -> str:
-    """A budget's limits with their units; time and energy are for 2000 samples."""
+    """A budget's limits with their units; time is for 2000 samples."""
     parts = (f"{given(limit)}{THIN}{_UNITS.get(name, name)}" for name, limit in (budget or {}).items())
     return ", ".join(parts)
 

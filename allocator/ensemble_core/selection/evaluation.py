@@ -204,5 +204,4 @@ _UNITS = {
     "inference_time_seconds": "s",
     "memory_mib": "MiB",
     "parameters_millions": "million parameters",
-    "energy_joules": "J",
 }

@@ -17,8 +17,8 @@ from ensemble_core.library.records import BatchProfile, ModelRecord, Profile
 from ensemble_core.selection.result import Costs
 from ensemble_core.selection.smobf import Floats, TrueClass
 
-MEASURED = ("inference_time_seconds", "memory_mib", "energy_joules")
-QUANTITIES = ("inference_time_seconds", "memory_mib", "parameters_millions", "energy_joules")
+MEASURED = ("inference_time_seconds", "memory_mib")
+QUANTITIES = (*MEASURED, "parameters_millions")
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,7 @@ def make_pool(joined: Joined, request: Request) -> Pool:
     """Find every model's cost.
 
     Raises:
-        UserError: no models, several device types to choose from, missing or mixed profiles, a limit on energy that
-            was not measured.
+        UserError: no models, several device types to choose from, missing or mixed profiles.
     """
     models = sorted(joined.models(), key=lambda model: (model.record.id, model.library))
     if not models:
@@ -199,13 +198,6 @@ def _check_profiles(models: Sequence[JoinedModel], profiles: Profiles, request: 
             f"profiles of different versions of {request.cost.engine} cannot be compared ({counts}): "
             f"run `{request.command}`",
         )
-    silent = any(_batch(profile, request).energy_joules is None for profile in profiles.values())
-    for index, budget in enumerate(request.budgets):
-        if silent and budget.energy_joules is not None:
-            raise UserError(
-                f"{request.where}: spec.budgets[{index}].energyJoules",
-                f"{budget.energy_joules:g} cannot be checked: the profiles {request.basis()} tell no energy",
-            )
 
 
 def _batch(profile: Profile, request: Request) -> BatchProfile:
@@ -218,7 +210,6 @@ def _candidate(model: JoinedModel, profile: Profile | None, request: Request) ->
         inference_time_seconds=batch.seconds if batch else None,
         memory_mib=batch.memory_mib if batch else None,
         parameters_millions=None if parameters is None else parameters / 1e6,
-        energy_joules=batch.energy_joules if batch else None,
     )
     if profile is None or batch is None:
         return Candidate(model, cost, None)

@@ -18,7 +18,6 @@ class Costs(Frozen):
     inference_time_seconds: float | None = None  # for 2000 samples
     memory_mib: Annotated[float | None, Field(alias="memoryMiB")] = None
     parameters_millions: float | None = None
-    energy_joules: float | None = None  # for 2000 samples
 
 
 class SourceLibrary(Frozen):

@@ -17,6 +17,7 @@ from ensemble_core.errors import UserError
 from ensemble_core.serving import processes, rendered, repository, sharedmemory
 from ensemble_core.serving.control import Control
 from ensemble_core.serving.errors import LoadError, ServingError
+from ensemble_core.serving.waiting import Check, DeadProcesses
 
 PYTHON_BACKENDS = {"averaging", "member"}
 READY = "READY"
@@ -94,6 +95,7 @@ class Agent:
         self._folder, self._control, self._tell = folder, control, tell
         self._complete: str | None = None  # the server that once had everything
         self._revivals = self._repaired = self._failures = 0
+        self._failure = ""  # the last, until everything is there: reports are rare, and servers that are stuck go away
 
     def look(self) -> float:
         """Repair what is to be repaired, and tell; returns the seconds until the next look.
@@ -106,18 +108,21 @@ class Agent:
         try:
             seen = self._see(wanted)
             if (repairs := find_repairs(wanted, seen)) != Repairs():
-                self._report(plan, wanted, seen, "loading")
-                self._carry_out(plan, repairs)
+                self._report(plan, wanted, seen, self._after_failure("loading"))
+                self._carry_out(plan, seen, repairs)
                 self._repaired += repairs.count if self._complete == seen.identity else 0
                 seen = self._see(wanted)
-            self._complete, self._failures = seen.identity, 0
+            self._complete, self._failures, self._failure = seen.identity, 0, ""
         except (LoadError, UserError) as error:
             self._failures += 1
-            note = str(error)
+            note = self._failure = str(error)
         except ServingError as error:
-            note = str(error)
+            note = self._after_failure(str(error))
         self._report(plan, wanted, seen if not note else self._see_what_can_be_seen(wanted), note)
         return float(min(LOOK_SECONDS * 2 ** min(self._failures, 10), LONGEST_PAUSE))
+
+    def _after_failure(self, note: str) -> str:
+        return f"{note}, after: {self._failure}" if self._failure else note
 
     def _see(self, wanted: Mapping[str, Any]) -> Seen:
         identity = self._control.identity()
@@ -139,15 +144,15 @@ class Agent:
         except ServingError:
             return Seen("", {}, {}, None)
 
-    def _carry_out(self, plan: Plan, repairs: Repairs) -> None:
+    def _carry_out(self, plan: Plan, seen: Seen, repairs: Repairs) -> None:
         print(repairs, flush=True)
         self._revivals += len(repairs.dead)
         try:
-            rendered.check_weights(plan, repairs.load)
-            repository.write(plan, self._folder / rendered.MODELS)
             for model in repairs.unload:
                 self._control.unload(model)
-            self._control.load_all(repairs.load, plan.name)
+            rendered.check_weights(plan, repairs.load)
+            repository.write(plan, self._folder / rendered.MODELS)
+            self._control.load_all(repairs.load, plan.name, _check_of(seen, plan.models))
         except (LoadError, UserError):
             with contextlib.suppress(ServingError):  # the first error is the one to tell
                 self._control.unload(plan.name)  # it can answer nobody without all its members: the pod is not ready
@@ -156,6 +161,13 @@ class Agent:
     def _report(self, plan: Plan, wanted: Mapping[str, Any], seen: Seen, note: str) -> None:
         summary = {"loaded": loaded_members(plan, seen), "revivals": self._revivals, "repaired": self._repaired}
         self._tell(done=len(seen.configs), total=len(wanted), note=note, summary=summary)
+
+
+def _check_of(seen: Seen, models: frozenset[str]) -> Check:
+    """What raises StuckError while models load if the process of one is dead, as far as processes can be seen."""
+    if seen.alive is None:
+        return lambda waiting: None
+    return DeadProcesses(sharedmemory.owner(seen.identity), seen.identity, models)
 
 
 def loaded_members(plan: Plan, seen: Seen) -> list[dict[str, str]]:

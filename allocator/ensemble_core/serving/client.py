@@ -27,7 +27,8 @@ CHANNEL = [
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.use_local_subchannel_pool", 1),
 ]
-SECONDS = 600.0  # for a request
+SECONDS = 600.0  # for an answer, unless the caller knows better
+ASK_SECONDS = 30.0  # for what needs no computing
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ def connect(url: str) -> Iterator[Any]:
 def describe(url: str, model: str) -> Endpoint:
     """Ask the server what a front model takes; ServingError if the server or the model is not there."""
     with connect(url) as client:
-        metadata = client.get_model_metadata(model, client_timeout=SECONDS)
-        config = client.get_model_config(model, client_timeout=SECONDS).config
+        metadata = client.get_model_metadata(model, client_timeout=ASK_SECONDS)
+        config = client.get_model_config(model, client_timeout=ASK_SECONDS).config
     given, answer = metadata.inputs[0], metadata.outputs[0]
     signature = Signature(
         input_type=np.dtype(triton_to_np_dtype(given.datatype)).name,
@@ -62,12 +63,12 @@ def describe(url: str, model: str) -> Endpoint:
     return Endpoint(signature, config.max_batch_size)
 
 
-def ask(url: str, model: str, samples: Samples) -> Probabilities:
-    """One request with the samples in its body."""
+def ask(url: str, model: str, samples: Samples, seconds: float = SECONDS) -> Probabilities:
+    """One request with the samples in its body; ServingError if it is not answered within `seconds`."""
     with connect(url) as client:
         given = grpc.InferInput("INPUT", list(samples.shape), np_to_triton_dtype(samples.dtype))
         given.set_data_from_numpy(np.ascontiguousarray(samples))
-        answer = client.infer(model, [given], client_timeout=SECONDS)
+        answer = client.infer(model, [given], client_timeout=seconds)
     return np.asarray(answer.as_numpy("PROBABILITIES"), np.float32)
 
 
@@ -79,7 +80,7 @@ class SharedRequest:
         self.samples = region.array(signature.input_type, (capacity, *signature.input_shape))
         self.answer = region.array(np.float32, (capacity, signature.classes), self.samples.nbytes)
 
-    def send(self, samples: int) -> Probabilities:
+    def send(self, samples: int, seconds: float = SECONDS) -> Probabilities:
         """Ask about the first `samples` of `self.samples`; the answer is overwritten by the next request."""
         size = samples * self.samples[:1].nbytes
         shape = [samples, *self._signature.input_shape]
@@ -87,7 +88,7 @@ class SharedRequest:
         given.set_shared_memory(self._region.name, size)
         wanted = grpc.InferRequestedOutput("PROBABILITIES")
         wanted.set_shared_memory(self._region.name, self.answer[:samples].nbytes, self.samples.nbytes)
-        self._client.infer(self._model, [given], outputs=[wanted], client_timeout=SECONDS)
+        self._client.infer(self._model, [given], outputs=[wanted], client_timeout=seconds)
         return self.answer[:samples]
 
 
@@ -96,12 +97,12 @@ def shared_request(client: Any, model: str, signature: Signature, capacity: int)
     """A request through shared memory; the server must see this machine's /dev/shm."""
     row = int(np.prod(signature.input_shape)) * np.dtype(signature.input_type).itemsize + 4 * signature.classes
     with Region(capacity * row) as region:
-        client.register_system_shared_memory(region.name, f"/{region.name}", region.size)
+        client.register_system_shared_memory(region.name, f"/{region.name}", region.size, client_timeout=ASK_SECONDS)
         try:
             yield SharedRequest(client, region, model, signature, capacity)
         finally:
             with contextlib.suppress(InferenceServerException):  # a server that died has forgotten it
-                client.unregister_system_shared_memory(region.name)
+                client.unregister_system_shared_memory(region.name, client_timeout=ASK_SECONDS)
 
 
 def predict(url: str, model: str, samples: Samples) -> Probabilities:

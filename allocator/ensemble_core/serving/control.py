@@ -5,11 +5,12 @@ from __future__ import annotations
 import http.client
 import json
 from collections.abc import Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
-from ensemble_core.serving.errors import LoadError, ServingError
+from ensemble_core.serving.errors import LoadError, ServingError, StuckError
+from ensemble_core.serving.waiting import Check, ask_all
 
 ASK_SECONDS = 10.0
 
@@ -19,7 +20,7 @@ class Control:
 
     Args:
         host, port: Of its HTTP endpoint.
-        seconds: How long a load may take.
+        seconds: How long a load or an unload may take.
         headers: That open what it keeps from others.
     """
 
@@ -51,21 +52,20 @@ class Control:
         """The configuration that a model was loaded with, as JSON; ServingError if it is not loaded."""
         return self._told("GET", f"/v2/models/{quote(model)}/config")
 
-    def load_all(self, models: Collection[str], front: str) -> None:
-        """Load models, all at once but the front one, which comes last; LoadError if one does not load."""
-        if workers := sorted(set(models) - {front}):
-            with ThreadPoolExecutor(len(workers)) as pool:
-                for loaded in [pool.submit(self.load, model) for model in workers]:
-                    loaded.result()
-        if front in models:
-            self.load(front)
+    def load_all(self, models: Collection[str], front: str, check: Check) -> None:
+        """Load models, all at once but the front one, which comes last; LoadError if one does not load.
+
+        `check` is called meanwhile with the models that are waited for; what it raises ends the wait.
+        """
+        for together in (sorted(set(models) - {front}), sorted({front}.intersection(models))):
+            ask_all({model: partial(self.load, model) for model in together}, check)
 
     def load(self, model: str) -> None:
         """Load a model, or load it again if its files have changed; LoadError with Triton's reason."""
         self._post(model, "load")
 
     def unload(self, model: str) -> None:
-        """Unload a model; what it is working on is answered before."""
+        """Unload a model; what it is working on is answered before, or never if its process is dead."""
         self._post(model, "unload")
 
     def _healthy(self, state: str) -> bool:
@@ -87,7 +87,7 @@ class Control:
         try:
             status, body = self._ask("POST", f"/v2/repository/models/{quote(model)}/{verb}", self._seconds)
         except TimeoutError as late:
-            raise LoadError(f"{model}: {verb} takes longer than {self._seconds:g} s") from late
+            raise StuckError(f"{model}: {verb} takes longer than {self._seconds:g} s") from late
         except (OSError, http.client.HTTPException) as lost:
             raise ServingError(f"{model}: {verb}: the server is gone: {lost}") from lost
         if status != http.client.OK:

@@ -9,3 +9,7 @@ class ServingError(RuntimeError):
 
 class LoadError(ServingError):
     """A model does not load: it does not fit, or its file is broken."""
+
+
+class StuckError(LoadError):
+    """A model's process died while it was loaded, or it takes too long: the server waits for it until it is killed."""

@@ -15,7 +15,7 @@ from pydantic import Field
 from ensemble_core.allocation.plan import Plan
 from ensemble_core.frozen import Frozen
 from ensemble_core.serving import processes
-from ensemble_core.serving.client import connect, shared_request
+from ensemble_core.serving.client import SECONDS, connect, shared_request
 from ensemble_core.serving.errors import ServingError
 from ensemble_core.serving.server import TritonServer
 
@@ -23,7 +23,6 @@ WARM_UP = 0.3  # seconds
 QUIET = 0.06  # cores that others may use while a window counts as undisturbed
 WINDOWS = 2  # undisturbed windows wanted
 PATIENCE = 2.5  # times the seconds asked for, until disturbed windows are taken
-STALLED = 300.0  # seconds without an answer
 
 
 class Window(Frozen):
@@ -52,22 +51,32 @@ class Measurement(Frozen):
 
 
 def measure(
-    server: TritonServer, plan: Plan, images: npt.NDArray[Any], seconds: float, in_flight: int = 3, samples: int = 0
+    server: TritonServer,
+    plan: Plan,
+    images: npt.NDArray[Any],
+    seconds: float,
+    in_flight: int = 3,
+    samples: int = 0,
+    deadline: float = SECONDS,
 ) -> Measurement:
     """Keep `in_flight` requests in the server, of `samples` or else of one segment each, and count what it answers.
 
     `seconds` is shared by the windows; disturbed ones are repeated, up to 2.5 times `seconds` in all, and a window
     lasts until `in_flight` requests were answered in it. Images are repeated or cut to a request. Raises ServingError
-    if a request fails.
+    if a request fails or is not answered within `deadline` seconds; it tells what has died of the server meanwhile.
     """
     size = min(samples or plan.segment_size, plan.max_batch_size)
     batch = np.resize(images, (size, *plan.signature.input_shape))
-    with connect(server.url) as client, _Load(client, plan, batch, in_flight) as load:
-        load.wait(lambda: load.count() >= 2 * in_flight and load.age() >= WARM_UP)
-        windows: list[Window] = []
-        end = load.age() + PATIENCE * seconds
-        while not windows or (load.age() < end and sum(each.foreign_cores <= QUIET for each in windows) < WINDOWS):
-            windows.append(_window(server, load, seconds / WINDOWS, in_flight))
+    before = len(server.incidents)
+    try:
+        with connect(server.url) as client, _Load(client, plan, batch, in_flight, deadline) as load:
+            load.wait(lambda: load.count() >= 2 * in_flight and load.age() >= WARM_UP)
+            windows: list[Window] = []
+            end = load.age() + PATIENCE * seconds
+            while not windows or (load.age() < end and sum(each.foreign_cores <= QUIET for each in windows) < WINDOWS):
+                windows.append(_window(server, load, seconds / WINDOWS, in_flight))
+    except ServingError as error:
+        raise ServingError("; ".join([*server.incidents[before:], str(error)])) from error
     return summary(windows, load.latencies(), size)
 
 
@@ -96,9 +105,9 @@ def summary(windows: list[Window], latencies: npt.NDArray[np.float64], size: int
 class _Load:
     """A closed loop: as many threads run it as requests are in flight; each asks again when it is answered."""
 
-    def __init__(self, client: Any, plan: Plan, batch: npt.NDArray[Any], in_flight: int) -> None:
+    def __init__(self, client: Any, plan: Plan, batch: npt.NDArray[Any], in_flight: int, deadline: float) -> None:
         self.size = len(batch)
-        self._client, self._plan, self._batch = client, plan, batch
+        self._client, self._plan, self._batch, self._deadline = client, plan, batch, deadline
         self._done: list[tuple[float, float]] = []  # when answered, and after how long; append is atomic
         self._stop = threading.Event()
         self._since = time.perf_counter()
@@ -127,16 +136,11 @@ class _Load:
         return np.array([latency for _, latency in self._done])
 
     def wait(self, until: Callable[[], bool]) -> None:
-        """Wait until something holds; the error of a thread that ended, or ServingError if nothing is answered."""
-        seen, moment = self.count(), time.monotonic()
+        """Wait until something holds, or raise the error of a thread that ended: each request has its deadline."""
         while not until():
             for each in self._running:
                 if each.done():
                     each.result()
-            if self.count() > seen:
-                seen, moment = self.count(), time.monotonic()
-            if time.monotonic() - moment > STALLED:
-                raise ServingError(f"{self._plan.name}: no answer for {STALLED:g} s")
             time.sleep(0.002)
 
     def _run(self) -> None:
@@ -144,7 +148,7 @@ class _Load:
             request.samples[:] = self._batch
             while not self._stop.is_set():
                 begin = time.perf_counter()
-                request.send(self.size)
+                request.send(self.size, self._deadline)
                 end = time.perf_counter()
                 self._done.append((end, end - begin))
 

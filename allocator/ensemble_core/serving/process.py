@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,10 +17,12 @@ from ensemble_core.serving import installation, launch, processes, sharedmemory
 from ensemble_core.serving.control import Control
 from ensemble_core.serving.errors import ServingError
 from ensemble_core.serving.installation import Ports
+from ensemble_core.serving.waiting import Check, DeadProcesses
 
 START_SECONDS, LOAD_SECONDS, STOP_SECONDS = 60.0, 300.0, 15.0
 STARTS = 3  # with ports of our choice
-LOG_LINES = 25
+LOG_LINES, COMPLAINTS = 25, 4
+ROUTINE = re.compile(r"I\d{4} |[+|]|\s*$")  # information, tables, and nothing
 
 
 class ServerProcess:
@@ -50,9 +53,10 @@ class ServerProcess:
         process = self._process  # once, for the other thread may replace it in between
         return None if process is None else process.pid
 
-    def running(self) -> bool:
+    def ended(self) -> int | None:
+        """How it ended, −N by signal N; none while it runs."""
         process = self._process
-        return process is not None and process.poll() is None
+        return 0 if process is None else process.poll()
 
     def start(self) -> None:
         """Start and wait until it takes requests; ServingError with the end of its log if it does not."""
@@ -72,14 +76,23 @@ class ServerProcess:
         if (process := self._process) is not None:
             process.terminate()
 
+    def kill(self) -> None:
+        """Kill it and its models' processes: whoever waits for it, waits no more."""
+        if (process := self._process) is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+    def watch(self, models: frozenset[str]) -> Check:
+        """A check that raises StuckError once a model's process that is waited for is dead."""
+        return DeadProcesses(self.pid or 0, self._prefix, models)
+
     def end(self) -> None:
         """End the process group and remove its shared memory; nothing happens if it has ended."""
         if self._process is not None:
             self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(STOP_SECONDS)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            self.kill()
             self._process.wait()
             self._process = None
         sharedmemory.sweep(self._prefix)
@@ -96,6 +109,17 @@ class ServerProcess:
         """The last lines that it has printed."""
         log = self._folder / "server.log"
         return "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:]) if log.exists() else ""
+
+    def log_size(self) -> int:
+        """Bytes that it has printed so far."""
+        log = self._folder / "server.log"
+        return log.stat().st_size if log.exists() else 0
+
+    def complaints(self, since: int) -> str:
+        """The last lines, after so many bytes, that tell more than what it does; each once."""
+        log = (self._folder / "server.log").read_bytes()[since:].decode(errors="replace")
+        lines = dict.fromkeys(line for line in log.splitlines() if not ROUTINE.match(line))
+        return "\n".join([*lines][-COMPLAINTS:])
 
     def _start(self) -> None:
         arguments = installation.command(self._folder, self._address, self.ports, self._prefix)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,9 +17,16 @@ INSTANCE = re.compile(r"_\d+_\d+$")  # what Triton adds to a model's name
 class Process(NamedTuple):
     pid: int
     state: str  # R, S, D, Z, …
+    parent: int
     group: int
     cpu_seconds: float  # user and system
     started: int  # clock ticks since the machine's start
+    code: int  # of its end, −N by signal N; 0 while it runs, and of another user's process
+
+    @property
+    def dead(self) -> bool:
+        """Whether it has ended and waits to be reaped."""
+        return self.state in "ZX"
 
 
 def process(pid: int) -> Process | None:
@@ -28,19 +36,31 @@ def process(pid: int) -> Process | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     cpu_seconds = (int(fields[11]) + int(fields[12])) / TICKS
-    return Process(pid, fields[0], int(fields[2]), cpu_seconds, int(fields[19]))
+    code = os.waitstatus_to_exitcode(int(fields[49]))
+    return Process(pid, fields[0], int(fields[1]), int(fields[2]), cpu_seconds, int(fields[19]), code)
 
 
 def group(leader: int) -> list[Process]:
     """The processes of a process group. O(processes of the machine)."""
-    everyone = (process(int(path.name)) for path in Path("/proc").iterdir() if path.name.isdigit())
-    return [each for each in everyone if each is not None and each.group == leader]
+    return [each for each in _everyone() if each.group == leader]
+
+
+def dead_children(parent: int) -> list[Process]:
+    """Processes that a parent has started and not reaped since they ended. O(processes of the machine)."""
+    return [each for each in _everyone() if each.parent == parent and each.dead]
 
 
 def alive(pid: int) -> bool:
     """Whether a process runs; one that is dead and waits to be reaped does not."""
     found = process(pid)
-    return found is not None and found.state not in "ZX"
+    return found is not None and not found.dead
+
+
+def ending(code: int) -> str:
+    """How a process ended, in words; −N means by signal N, and 0 perhaps that it was another user's."""
+    if code == 0:
+        return "ended"
+    return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
 
 
 def stubs(prefix: str, models: frozenset[str]) -> dict[str, int]:
@@ -54,10 +74,16 @@ def stubs(prefix: str, models: frozenset[str]) -> dict[str, int]:
         arguments = _arguments(pid)
         if not arguments[0].endswith(STUB) or not any(each.startswith(prefix) for each in arguments):
             continue
-        if (stub := process(pid)) is not None and stub.state not in "ZX":
+        if (stub := process(pid)) is not None and not stub.dead:
             for model in models.intersection(INSTANCE.sub("", each) for each in arguments):
                 found[model] = max(stub, found.get(model, stub), key=lambda each: each.started)
     return {model: stub.pid for model, stub in found.items()}
+
+
+def _everyone() -> Iterator[Process]:
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit() and (found := process(int(path.name))) is not None:
+            yield found
 
 
 def _arguments(pid: int) -> list[str]:

@@ -11,6 +11,7 @@ Any process that has the folder can serve it: no ONNX file is a link to outside.
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 from collections.abc import Iterable, Sequence
@@ -26,6 +27,7 @@ from ensemble_core.serving import installation, repository
 
 PLAN, KEY, WEIGHTS, MODELS, BACKENDS = "plan.json", "control-key", "weights", "models", "backends"
 KEY_LENGTH = 64  # hexadecimal digits
+KEY_MODE = 0o640  # the agent is another user of the same group
 
 
 class Rendered(Frozen):
@@ -35,6 +37,15 @@ class Rendered(Frozen):
     selection: Sha256  # digest of its result
     allocation: Sha256  # likewise
     plan: Plan
+
+
+def open_to_group() -> None:
+    """Let this process's group change what it writes from now on.
+
+    Each of the three commands may correct what another has written, and need not be the same user: a server that was
+    the agent's user could read the agent's token from /proc.
+    """
+    os.umask(0o002)
 
 
 def write(folder: Path, content: Rendered) -> Rendered:
@@ -76,14 +87,15 @@ def control_key(folder: Path) -> str:
     return key
 
 
-def prepare(folder: Path, cores: Sequence[int]) -> Rendered:
+def prepare(folder: Path, cores: Sequence[int], shared: bool) -> Rendered:
     """Make the folder ready for a server that may use these cores: its configurations, and the backends.
 
-    UserError if nothing was rendered there, or the plan needs more cores.
+    `shared` tells whether other pods may use them too. UserError if nothing was rendered there, or the plan needs more
+    cores.
     """
     content = read(folder)
     try:
-        ready = content.model_copy(update={"plan": content.plan.on_cores(cores)})
+        ready = content.model_copy(update={"plan": content.plan.on_cores(cores, shared)})
     except ValueError as error:
         raise UserError(str(folder / PLAN), str(error)) from None
     if ready != content:
@@ -113,7 +125,7 @@ def _claim(folder: Path) -> None:
     if any(path.name not in (KEY, f".{KEY}") for path in folder.iterdir()):
         raise UserError(str(folder), "is not empty, and holds no rendered ensemble; give another folder")
     scratch = folder / f".{KEY}"
-    scratch.touch(mode=0o600)
+    scratch.touch(mode=KEY_MODE)
     scratch.write_text(secrets.token_hex(KEY_LENGTH // 2))
     scratch.replace(folder / KEY)
 

@@ -115,8 +115,9 @@ def _worker(plan: Plan, worker: Worker) -> Any:
     config.input.add(name="SEG", data_type=pb.TYPE_INT64, dims=[3])
     config.output.add(name="PROBABILITIES", data_type=pb.TYPE_FP32, dims=[-1, plan.signature.classes])
     config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
-    cores = ",".join(str(core) for core in device.cores)
-    return _with_parameters(config, **parameters, cores=cores, batch=str(worker.batch_size))
+    if device.pinned:
+        parameters["cores"] = ",".join(str(core) for core in device.cores)
+    return _with_parameters(config, **parameters, threads=str(len(device.cores)), batch=str(worker.batch_size))
 
 
 def _with_parameters(config: Any, **parameters: str) -> Any:

@@ -6,7 +6,8 @@ import contextlib
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -15,11 +16,13 @@ import numpy as np
 from ensemble_core.allocation.plan import Plan
 from ensemble_core.serving import installation, processes, repository, sharedmemory
 from ensemble_core.serving.client import ask
-from ensemble_core.serving.errors import ServingError
+from ensemble_core.serving.errors import ServingError, StuckError
 from ensemble_core.serving.installation import Ports
-from ensemble_core.serving.process import ServerProcess
+from ensemble_core.serving.process import STOP_SECONDS, ServerProcess
+from ensemble_core.serving.waiting import ask_all
 
 LOOK_SECONDS = 0.25
+FIRST_SECONDS = 1.5 * repository.DEADLINE_SECONDS  # for one sample: a member that does not answer is given up before
 RESTARTS, RESTART_WINDOW = 5, 60.0  # more deaths within so many seconds, and it is given up
 ANY = Ports()
 
@@ -28,8 +31,9 @@ class TritonServer:
     """A context in which `tritonserver` runs, with the models of the last plan applied.
 
     A thread watches it: a server that dies is started again with the same ports and models, a Python model whose
-    process dies is loaded again. All its processes are gone when the context is left, and also when this process is
-    killed. ServingError if it does not start.
+    process dies is loaded again. If that is the front model, or one that is just being loaded, the server is killed and
+    started again, for it would never answer who waits for that process. All its processes are gone when the context is
+    left, and also when this process is killed. ServingError if it does not start.
 
     Args:
         ports: Of the endpoints; 0 means a free one, `server.ports` tells which.
@@ -39,7 +43,8 @@ class TritonServer:
     def __init__(self, ports: Ports = ANY, address: str = "127.0.0.1") -> None:
         self.address = address
         self.restarts: list[float] = []  # monotonic times
-        self.revivals: list[str] = []  # models whose process died
+        self.revivals: list[str] = []  # models that were loaded again because their process had died
+        self.incidents: list[str] = []  # what has died, a sentence for each
         self._temporary = tempfile.TemporaryDirectory(prefix=sharedmemory.new_prefix(), ignore_cleanup_errors=True)
         self.folder = Path(self._temporary.name)
         self._models = self.folder / "models"
@@ -74,7 +79,9 @@ class TritonServer:
         self._stopping.set()
         self._process.signal_end()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(STOP_SECONDS)  # it may wait for a server that does not end by itself
+            self._process.kill()
+            self._thread.join(STOP_SECONDS)
         self._temporary.cleanup()
 
     @property
@@ -116,25 +123,42 @@ class TritonServer:
         """Serve this plan: load what is new, switch the front model, unload what is not needed any more.
 
         Requests are answered all the while if the front model keeps its name. Returns when the front model has answered
-        one sample. LoadError with the reason if a member does not load; then the plan before is still served.
+        one sample. LoadError with the reason if a member does not load; then the plan before is still served, after a
+        new start of the server if it waits for a dead process.
         """
         with self._lock:
             self.check()
             before, self._plan = self._plan, plan
             try:
-                self._load(plan)
-            except ServingError:
+                with self._killed_if_stuck():
+                    self._load(plan)
+            except ServingError as error:
                 self._plan = before
-                with contextlib.suppress(ServingError):  # the first error is the one to tell
-                    self._restore(plan, before)
+                if not isinstance(error, StuckError):
+                    # The first error is the one to tell.
+                    with contextlib.suppress(ServingError), self._killed_if_stuck():
+                        self._restore(plan, before)
                 raise
-            self._unload(_models(before) - _models(plan))
+            with self._killed_if_stuck():
+                self._unload(_models(before) - _models(plan))
+
+    @contextlib.contextmanager
+    def _killed_if_stuck(self) -> Iterator[None]:
+        """Kill a server that waits for ever, so that the supervisor starts it again."""
+        said = self._process.log_size()
+        try:
+            yield
+        except StuckError as error:
+            self._process.kill()
+            raise StuckError("\n".join([str(error), self._process.complaints(said)]).strip()) from error
 
     def _load(self, plan: Plan) -> None:
         """Load what differs from what is loaded; all of it is there when the front model answers."""
         repository.write(plan, self._models)
-        self._process.control.load_all(plan.models, plan.name)
-        ask(self.url, plan.name, np.zeros((1, *plan.signature.input_shape), plan.signature.input_type))
+        check = self._process.watch(plan.models.union(self._stubs))
+        self._process.control.load_all(plan.models, plan.name, check)
+        sample = np.zeros((1, *plan.signature.input_shape), plan.signature.input_type)
+        ask_all({plan.name: partial(ask, self.url, plan.name, sample, FIRST_SECONDS)}, check)
         self._stubs = self._process.stubs(plan.models)
 
     def _restore(self, plan: Plan, before: Plan | None) -> None:
@@ -163,11 +187,17 @@ class TritonServer:
 
     def _look(self) -> None:
         """Repair what has died since the last look."""
-        if not self._process.running():
+        if (ended := self._process.ended()) is not None:
+            self.incidents.append(f"the server {processes.ending(ended)}")
             self._restart()
-        elif not all(processes.alive(pid) for pid in self._stubs.values()):
+        elif self._dead():
             with self._lock, contextlib.suppress(ServingError):  # what goes wrong now is seen by the next look
-                self._revive()
+                self._repair(self._dead())  # now, for who held the lock may have replaced them
+
+    def _dead(self) -> dict[str, int]:
+        """Models whose process is dead, and how it ended."""
+        found = {model: processes.process(pid) for model, pid in self._stubs.items()}
+        return {model: stub.code if stub else 0 for model, stub in found.items() if stub is None or stub.dead}
 
     def _restart(self) -> None:
         with self._lock:
@@ -181,15 +211,21 @@ class TritonServer:
                 if self._plan is not None:
                     self._load(self._plan)
             except ServingError:
+                self._process.kill()
                 self._process.end()  # the next look tries again
 
-    def _revive(self) -> None:
+    def _repair(self, dead: Mapping[str, int]) -> None:
         """Load models again whose processes died: Triton does not notice, and a load without unload may do nothing."""
-        dead = [model for model, pid in self._stubs.items() if not processes.alive(pid)]
-        for model in dead:
-            self.revivals.append(model)
-            self._process.control.unload(model)
-        if dead and self._plan is not None:
+        self.incidents += [f"{model}: its process {processes.ending(code)}" for model, code in dead.items()]
+        if not dead or self._plan is None:
+            return
+        if self._plan.name in dead:
+            self._process.kill()  # what the front model was asked, nobody else can answer
+            return self._restart()
+        with self._killed_if_stuck():
+            for model in dead:
+                self.revivals.append(model)
+                self._process.control.unload(model)
             self._load(self._plan)
 
 

@@ -31,6 +31,11 @@ def is_near(prefix: str) -> bool:
     return prefix.startswith(f"ensemble-{_namespace()}-")
 
 
+def owner(prefix: str) -> int:
+    """Process id of a prefix's owner, in the owner's PID namespace."""
+    return int(prefix.split("-")[2])
+
+
 def sweep(prefix: str) -> None:
     """Remove every region whose name starts so. Processes that have it mapped keep it."""
     for path in FOLDER.glob(f"{prefix}*"):

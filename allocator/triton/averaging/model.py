@@ -10,6 +10,7 @@ fails if one of its chunks takes a worker longer).
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -33,7 +34,8 @@ class Waits:
     """
 
     def __init__(self, model: str) -> None:
-        labels = {"model": model}
+        # Two loads of a model that shared a counter would have it freed with the first while the second counts.
+        labels = {"model": model, "load": str(os.getpid())}
         # A family ends with the object that stands for it, and its metrics with it.
         self._families = [
             pb.MetricFamily(name=name, description=description, kind=pb.MetricFamily.COUNTER)
@@ -43,10 +45,12 @@ class Waits:
             )
         ]
         self._waits, self._requests = (family.Metric(labels=labels) for family in self._families)
+        self._lock = threading.Lock()
 
     def tell(self, seconds: float) -> None:
-        self._waits.increment(round(seconds * 1e6))
-        self._requests.increment(1)
+        with self._lock:  # Triton's part of the process bears no two threads at once
+            self._waits.increment(round(seconds * 1e6))
+            self._requests.increment(1)
 
 
 class Job:

@@ -3,7 +3,8 @@
 The input SEG int64 [3] is a reference to rows in shared memory: offset in bytes, samples, bytes per sample; the request
 parameter `shm_key` names the region in /dev/shm. The output is PROBABILITIES float32 [samples, classes].
 
-Model parameters: `cores` (comma-separated), `batch` (samples of a call at most).
+Model parameters: `threads` (of a call), `cores` (comma-separated, as many, to keep to; the kernel chooses if there are
+none), `batch` (samples of a call at most).
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ def pin(cores: list[int]) -> None:
             continue
 
 
-def session(path: Path, cores: list[int]) -> onnxruntime.InferenceSession:
-    """A session with one thread per core, each of the further threads on a core of its own."""
+def session(path: Path, threads: int, cores: list[int]) -> onnxruntime.InferenceSession:
+    """A session with so many threads; if there are cores, each of the further threads is on a core of its own."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = len(cores), 1
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     # Members of one group of cores share them: a thread that spins takes the core from the others.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -76,9 +77,11 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
         parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
-        cores = sorted(int(core) for core in parameters["cores"].split(","))
-        pin(cores)  # before the engine makes its threads
-        self._session = session(Path(args["model_repository"]) / args["model_version"] / "model.onnx", cores)
+        cores = sorted(int(core) for core in parameters["cores"].split(",")) if "cores" in parameters else []
+        if cores:
+            pin(cores)  # before the engine makes its threads
+        path = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
+        self._session = session(path, int(parameters["threads"]), cores)
         given = self._session.get_inputs()[0]
         self._input, self._batch = given.name, int(parameters["batch"])
         dtype, shape = np.dtype(TYPES[given.type]), tuple(given.shape[1:])

@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 import urllib.request
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -47,8 +48,11 @@ def waits(server: TritonServer, model: str) -> tuple[int, int]:
     """Requests of a front model that every member has begun with, and the microseconds that they waited for that."""
     with urllib.request.urlopen(f"http://{server.address}:{server.ports.metrics}/metrics", timeout=10) as answer:
         lines = answer.read().decode().splitlines()
-    values = {line.split("{")[0]: float(line.split()[-1]) for line in lines if f'model="{model}"' in line}
-    return int(values["ensemble_wait_requests_total"]), int(values["ensemble_wait_microseconds_total"])
+    values = Counter[str]()
+    for line in lines:
+        if f'model="{model}"' in line:
+            values[line.split("{")[0]] += round(float(line.split()[-1]))
+    return values["ensemble_wait_requests_total"], values["ensemble_wait_microseconds_total"]
 
 
 def chunks(server: TritonServer, model: str) -> int:

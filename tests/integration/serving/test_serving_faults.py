@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,15 +11,19 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.support.broken import no_process_starts
 
-from ensemble_core.serving import processes, repository
-from ensemble_core.serving.client import predict
-from ensemble_core.serving.errors import ServingError
+from ensemble_core.allocation.plan import Worker
+from ensemble_core.serving import installation, processes, repository
+from ensemble_core.serving.client import ask, predict
+from ensemble_core.serving.errors import ServingError, StuckError
 from ensemble_core.serving.installation import Ports
+from ensemble_core.serving.load import measure
 from ensemble_core.serving.server import TritonServer
 from ensemble_core.serving.sharedmemory import FOLDER
 
@@ -56,17 +61,88 @@ def answered_again(server: TritonServer, plan, ensemble) -> None:
     wait_until(answers, f"no right answers\n{server.log_tail()}")
 
 
+def computed(server: TritonServer) -> float:
+    """CPU seconds of a member, which computes only for requests."""
+    return processes.process(server.stub("m-2--cpu0--b16")).cpu_seconds
+
+
+def kill_stub_of(server: TritonServer, model: str, later: float) -> bool:
+    """Kill the process of a model some seconds after it is seen; false if it has none yet."""
+    arguments = (path.parent for path in Path("/proc").glob("[0-9]*/cmdline") if named(path, f"{model}_0_0"))
+    for process in arguments:
+        time.sleep(later)
+        os.kill(int(process.name), signal.SIGKILL)
+        return True
+    return False
+
+
+def named(cmdline: Path, instance: str) -> bool:
+    try:
+        arguments = cmdline.read_bytes().decode().split("\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return arguments[0].endswith(installation.STUB) and instance in arguments
+
+
 def shared_memory_of(pid: int) -> list[str]:
     return [path.name for path in FOLDER.iterdir() if f"-{pid}-" in path.name]
 
 
-@pytest.mark.parametrize("model", ["m-1--cpu1--b128", "front"])
-def test_a_python_model_that_is_killed_is_loaded_again(server, plan, ensemble, model):
-    killed, revivals = server.stub(model), len(server.revivals)
+def test_a_member_that_is_killed_is_loaded_again(server, plan, ensemble):
+    model = "m-1--cpu1--b128"
+    killed, revivals, restarts = server.stub(model), len(server.revivals), len(server.restarts)
     os.kill(killed, signal.SIGKILL)
     wait_until(lambda: server.revivals[revivals:] == [model] and server.stub(model) != killed, "not revived")
     answered_again(server, plan, ensemble)
     assert processes.alive(server.stub(model))
+    assert server.incidents[-1] == f"{model}: its process was killed by signal 9"
+    assert len(server.restarts) == restarts
+
+
+def test_requests_to_a_front_model_that_is_killed_fail_at_once(server, plan, ensemble):
+    """Nobody else can answer them: Triton would hold them for ever, and whoever sent them would wait as long."""
+    slow, restarts, before = ensemble.samples(1000), len(server.restarts), computed(server)
+    slow[:] = 150
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask, server.url, plan.name, slow)
+        wait_until(lambda: computed(server) > before + 0.1, "no work")
+        killed = server.stub(plan.name)
+        os.kill(killed, signal.SIGKILL)
+        with pytest.raises(ServingError):
+            asked.result(SECONDS)
+    wait_until(lambda: server.stub(plan.name) != killed, "not started again")
+    answered_again(server, plan, ensemble)
+    assert len(server.restarts) == restarts + 1
+
+
+def test_a_benchmark_whose_front_model_is_killed_ends_at_once_and_says_so(server, plan, ensemble):
+    slow, before = ensemble.samples(128), computed(server)
+    slow[:] = 130
+    with ThreadPoolExecutor(1) as pool:
+        measured = pool.submit(measure, server, plan, slow, 600.0)
+        wait_until(lambda: computed(server) > before + 0.1, "no work")
+        killed = server.stub(plan.name)
+        os.kill(killed, signal.SIGKILL)
+        with pytest.raises(ServingError, match=r"^front: its process was killed by signal 9; "):
+            measured.result(SECONDS)
+    wait_until(lambda: server.stub(plan.name) != killed, "not started again")
+    answered_again(server, plan, ensemble)
+
+
+def test_a_benchmark_waits_no_longer_than_its_deadline(plan, ensemble):
+    """For a front model that hangs: its process lives, and gives no sign. Triton may notice, and then ends it."""
+    with TritonServer() as server, ThreadPoolExecutor(1) as pool:
+        server.apply(plan)
+        stopped = server.stub(plan.name)
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            measured = pool.submit(measure, server, plan, ensemble.samples(128), 0.2, deadline=1.0)
+            with pytest.raises(ServingError, match=r"Deadline Exceeded|is not healthy"):
+                measured.result(SECONDS)
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(stopped, signal.SIGCONT)
+        answered_again(server, plan, ensemble)
 
 
 def test_a_request_to_a_killed_member_fails_and_does_not_hang(server, plan, ensemble):
@@ -105,6 +181,39 @@ def test_a_server_that_is_killed_while_it_loads_keeps_nobody_waiting(plan, ensem
         wait_until(server.live, "not restarted")
         server.apply(plan)
         answered_again(server, plan, ensemble)
+
+
+@pytest.mark.parametrize("later", [0.0, 0.1, 0.2, 0.4])
+def test_a_member_that_is_killed_while_it_loads_is_told_or_loaded_again(server, plan, ensemble, later):
+    """At any moment: Triton never learns of it, or refuses the load, or the first request, or it is just loaded."""
+    other, restarts = ensemble.plan((0, 0, 8), (1, 1, 8), (2, 0, 8)), len(server.restarts)
+    with ThreadPoolExecutor(1) as pool:
+        applied = pool.submit(server.apply, other)
+        wait_until(lambda: kill_stub_of(server, "m-1--cpu1--b8", later), "no process")
+        told = applied.exception(SECONDS)
+    if isinstance(told, StuckError):
+        assert str(told).startswith("m-1--cpu1--b8: its process was killed by signal 9 before it could answer")
+        wait_until(lambda: len(server.restarts) > restarts, "not started again")
+    elif told is not None:
+        assert isinstance(told, ServingError)
+        assert re.search(r"\bm-1--cpu1--b8\b.* is not healthy", str(told))
+    answered_again(server, plan, ensemble)
+    served, not_served = ("m-1--cpu1--b8", "m-1--cpu1--b128")[:: 1 if told is None else -1]
+    assert processes.alive(server.stub(served))
+    assert server.stub(not_served) is None
+
+
+def test_a_member_whose_process_cannot_start_is_told_with_its_own_words(plan, monkeypatch):
+    no_process_starts(monkeypatch)
+    with TritonServer() as server, ThreadPoolExecutor(1) as pool:
+        workers = (Worker(member=0, device="cpu0", batch_size=8),)
+        single = plan.model_copy(update={"members": plan.members[:1], "workers": workers})
+        applied = pool.submit(server.apply, single)
+        with pytest.raises(StuckError) as told:
+            applied.result(SECONDS)
+    first, *words = str(told.value).splitlines()
+    assert first == "m-0--cpu0--b8: its process ended with exit code 127 before it could answer"
+    assert words == ["stub: error while loading shared libraries: libpython3.so"]
 
 
 def test_a_member_that_does_not_answer_in_time_fails_its_requests(server, plan, ensemble, monkeypatch):

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ensemble_core.allocation.candidate import Candidate
+from ensemble_core.allocation.candidate import Candidate, Measured
 from ensemble_core.allocation.harness import Bench, NoServerError, images, load_settings, server_version
 from ensemble_core.allocation.matrix import Matrix
+from ensemble_core.allocation.pace import Pace
 from ensemble_core.allocation.plan import Plan
 from ensemble_core.allocation.result import Subject, Throughput
 from ensemble_core.library.records import Signature
@@ -17,6 +18,7 @@ from ensemble_core.serving.load import Measurement, Window
 
 SIGNATURE = Signature(input_type="uint8", input_shape=(4, 4, 1), classes=3)
 CANDIDATE = Candidate(Matrix(((8, 8), (0, 32))))
+PACE = Pace(("cpu-test-1c",) * 2, ({"cpu-test-1c": 0.01}, {"cpu-test-1c": 0.02}))
 WINDOW = Window(seconds=1, requests=10, throughput=640.0, foreign_cores=0.01, client_cores=0.1)
 MEASURED = Measurement(
     throughput=640.0, spread=0.02, foreign_cores=0.01, client_cores=0.1, p50=0.1, p90=0.1, p99=0.1, requests=10,
@@ -30,7 +32,7 @@ class Server:
     def __init__(self, *failures: Exception | None) -> None:
         self.failures = list(failures)
         self.applied: list[Plan] = []
-        self.loads: list[tuple[Any, float, int, int]] = []
+        self.loads: list[tuple[Any, float, int, int, float]] = []
 
     def apply(self, plan: Plan) -> None:
         self.applied.append(plan)
@@ -38,14 +40,16 @@ class Server:
         if failure is not None:
             raise failure
 
-    def measure(self, plan: Plan, images: Any, seconds: float, in_flight: int, samples: int) -> Measurement:
-        self.loads.append((images.shape, seconds, in_flight, samples))
+    def measure(
+        self, plan: Plan, images: Any, seconds: float, in_flight: int, samples: int, deadline: float
+    ) -> Measurement:
+        self.loads.append((images.shape, seconds, in_flight, samples, deadline))
         return MEASURED
 
 
 def test_a_matrix_is_applied_and_measured_under_the_settings_of_the_spec(make_subject: Callable[..., Subject]) -> None:
     server = Server()
-    throughput = Bench(make_subject(secondsPerBenchmark=1.5), SIGNATURE, server)(CANDIDATE)
+    throughput = Bench(make_subject(secondsPerBenchmark=1.5), SIGNATURE, PACE, server)(CANDIDATE)
     assert throughput == Throughput(
         samples_per_second=640.0, spread=0.02, foreign_cores=0.01, latency_seconds=(0.1, 0.1, 0.1)
     )
@@ -55,25 +59,45 @@ def test_a_matrix_is_applied_and_measured_under_the_settings_of_the_spec(make_su
         ("cpu0", 1, 8),
         ("cpu1", 1, 32),
     ]
-    assert server.loads == [((128, 4, 4, 1), 1.5, 3, 128)]
+    assert server.loads == [((128, 4, 4, 1), 1.5, 3, 128, PACE.deadline(CANDIDATE.matrix, 3 * 128))]
 
 
 def test_a_failure_that_does_not_come_again_is_chance(make_subject: Callable[..., Subject]) -> None:
     server = Server(ServingError("the server is gone"))
-    assert Bench(make_subject(), SIGNATURE, server)(CANDIDATE).samples_per_second == 640.0
+    assert Bench(make_subject(), SIGNATURE, PACE, server)(CANDIDATE).samples_per_second == 640.0
     assert len(server.applied) == 2
 
 
 def test_a_matrix_that_fails_twice_serves_nothing(make_subject: Callable[..., Subject]) -> None:
     server = Server(ServingError("the server is gone"), LoadError("m-0000--cpu0--b8: no memory\nlog"))
-    throughput = Bench(make_subject(), SIGNATURE, server)(CANDIDATE)
+    throughput = Bench(make_subject(), SIGNATURE, PACE, server)(CANDIDATE)
     assert throughput == Throughput(samples_per_second=0, reason="m-0000--cpu0--b8: no memory\nlog")
     assert (len(server.applied), server.loads) == (2, [])
 
 
+@pytest.mark.parametrize(
+    ("reason", "device"),
+    [
+        ("m-0001--cpu1--b32: load: Failed to allocate memory for requested buffer of size 75497472", 1),
+        ("m-0000--cpu0--b8: load: CUDA failure 2: out of memory ; GPU=0", 0),
+        ("m-0001--cpu1--b32: its process was killed by signal 9 before it could answer\nlog", 1),
+        ("one of m-0000--cpu0--b8, m-0001--cpu0--b8: its process was killed by signal 9", 0),
+        ("one of m-0000--cpu0--b8, m-0001--cpu1--b32: its process was killed by signal 9", None),
+        ("the server was killed by signal 9", None),
+        ("m-0001--cpu1--b32: load: no such operator", None),
+        ("m-0001--cpu1--b320: load: std::bad_alloc", None),
+    ],
+)
+def test_a_device_that_has_too_little_memory_is_told(
+    make_subject: Callable[..., Subject], reason: str, device: int | None
+) -> None:
+    throughput = Bench(make_subject(), SIGNATURE, PACE, Server(*[LoadError(reason)] * 2))(CANDIDATE)
+    assert throughput.measured() == Measured(0, reason=reason, device=device)
+
+
 def test_no_server_says_nothing_about_a_matrix(make_subject: Callable[..., Subject]) -> None:
     with pytest.raises(NoServerError):
-        Bench(make_subject(), SIGNATURE, Server(NoServerError("not installed")))(CANDIDATE)
+        Bench(make_subject(), SIGNATURE, PACE, Server(NoServerError("not installed")))(CANDIDATE)
 
 
 def test_images_are_of_the_signature_and_always_the_same() -> None:
@@ -88,8 +112,8 @@ def test_images_are_of_the_signature_and_always_the_same() -> None:
 def test_latency_is_measured_under_the_load_that_the_spec_names(make_subject: Callable[..., Subject]) -> None:
     latency = {"requestsInFlight": 2, "samplesPerRequest": 4}
     server = Server()
-    throughput = Bench(make_subject(objective="latency", latency=latency), SIGNATURE, server)(CANDIDATE)
-    assert server.loads == [((128, 4, 4, 1), 2.0, 2, 4)]
+    throughput = Bench(make_subject(objective="latency", latency=latency), SIGNATURE, PACE, server)(CANDIDATE)
+    assert server.loads == [((128, 4, 4, 1), 2.0, 2, 4, PACE.deadline(CANDIDATE.matrix, 2 * 4))]
     assert throughput.latency_seconds == (0.1, 0.1, 0.1)
     assert throughput.measured().latency == (0.1, 0.1, 0.1)
 
@@ -98,17 +122,19 @@ def test_of_growing_loads_the_fastest_within_the_latency_counts(make_subject: Ca
     class Growing(Server):
         """Ten more samples/s and 10 ms more with each request in flight."""
 
-        def measure(self, plan: Plan, images: Any, seconds: float, in_flight: int, samples: int) -> Measurement:
-            found = super().measure(plan, images, seconds, in_flight, samples)
+        def measure(
+            self, plan: Plan, images: Any, seconds: float, in_flight: int, samples: int, deadline: float
+        ) -> Measurement:
+            found = super().measure(plan, images, seconds, in_flight, samples, deadline)
             return found.model_copy(update={"throughput": 10.0 * in_flight, "p90": 0.01 * in_flight})
 
     for limit, fastest, loads in ((25, 20.0, [1, 2, 3]), (5, 10.0, [1, 2]), (1000, 80.0, [1, 2, 3, 4, 6, 8])):
         latency = {"percentile": "p90", "milliseconds": limit, "samplesPerRequest": 64}
         subject = make_subject(objective="throughput-within-latency", latency=latency)
         server = Growing()
-        throughput = Bench(subject, SIGNATURE, server)(CANDIDATE)
+        throughput = Bench(subject, SIGNATURE, PACE, server)(CANDIDATE)
         assert throughput.samples_per_second == fastest
-        assert [in_flight for _, _, in_flight, _ in server.loads] == loads
+        assert [in_flight for _, _, in_flight, _, _ in server.loads] == loads
         assert load_settings(subject.deployment)["latency"]["milliseconds"] == limit
 
 

@@ -59,3 +59,9 @@ def test_this_machine_has_the_cores_of_the_process() -> None:
     assert machine.gpus == ()
     assert machine.memory_mib > 0
     assert set(machine.cpu_types) == {1, 2}
+
+
+@pytest.mark.parametrize("variables", [{}, {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}])
+def test_a_pods_node_may_be_shared(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    monkeypatch.setattr(os, "environ", variables)
+    assert this_machine([Device(name="a", type="cpu")]).shared is bool(variables)

@@ -18,7 +18,7 @@ from ensemble_core.allocation.optimise import (
     stored_allocation,
 )
 from ensemble_core.allocation.result import AllocationResult, Benchmark, Subject, Throughput
-from ensemble_core.allocation.speeds import Pace, Speeds
+from ensemble_core.allocation.speeds import BatchTimes, Speeds
 from ensemble_core.errors import UserError
 
 WHERE = "digits.yaml: spec.devices"
@@ -51,8 +51,10 @@ def memory_of(subject: Subject, need: float = 100.0) -> Memory:
 
 
 def speeds_of(subject: Subject) -> Speeds:
-    paces = tuple({"cpu-test-1c": Pace(((8, 0.1 * (1 + m)), (32, 0.3 * (1 + m))))} for m in range(len(subject.members)))
-    return Speeds(tuple(row.device_type for row in subject.devices), paces)
+    times = tuple(
+        {"cpu-test-1c": BatchTimes(((8, 0.1 * (1 + m)), (32, 0.3 * (1 + m))))} for m in range(len(subject.members))
+    )
+    return Speeds(tuple(row.device_type for row in subject.devices), times)
 
 
 def found_by(results: Any, subject: Subject, bench: Benchmarks) -> AllocationResult:
@@ -167,16 +169,71 @@ def test_devices_that_cannot_hold_the_members(make_subject: Callable[..., Subjec
     assert "cpu0 has 50 of 150 MiB left, 50 MiB too few" in problem
 
 
-def test_nothing_is_written_when_no_matrix_can_be_served(results: Any, make_subject: Callable[..., Subject]) -> None:
+def test_nothing_is_written_when_the_starting_matrix_cannot_be_served(
+    results: Any, make_subject: Callable[..., Subject]
+) -> None:
     subject = make_subject(members=1, devices=1, maxBenchmarks=3)
 
     def refuse(candidate: Candidate) -> Throughput:
         return Throughput(samples_per_second=0, reason="the server died twice")
 
     bench = Benchmarks(results, subject, refuse, lambda benchmark: None)
-    with pytest.raises(UserError, match="none of 2 matrices; the first: the server died twice"):
+    with pytest.raises(UserError, match="even at the smallest batch size: the server died twice"):
         found_by(results, subject, bench)
     assert results.count("allocations") == 0
+    assert len(bench.done) == 1  # no other matrix needs less
+
+
+class Cramped(Machine):
+    """No two members fit on a device, though profiles say so; the server tells which device is full."""
+
+    def __init__(self, tells: bool) -> None:
+        super().__init__()
+        self.tells = tells
+
+    def __call__(self, candidate: Candidate) -> Throughput:
+        found = super().__call__(candidate)
+        full = next((d for d, row in enumerate(candidate.matrix.batch_sizes) if sum(map(bool, row)) > 1), None)
+        if full is None:
+            return found
+        return Throughput(samples_per_second=0, reason="too much", device=full if self.tells else None)
+
+
+def test_guided_ends_at_once_when_its_start_fails_but_not_for_want_of_memory(
+    results: Any, make_subject: Callable[..., Subject]
+) -> None:
+    """Of three devices the first has the most memory, so both small members begin there; apart they are served."""
+    subject = make_subject(algorithm="guided", devices=3, maxBenchmarks=12)
+    devices = (subject.devices[0].model_copy(update={"memory_mib": 2000.0}), *subject.devices[1:])
+    subject = replace(subject, devices=devices)
+    unclear = Cramped(tells=False)
+    with pytest.raises(UserError, match="even at the smallest batch size: too much"):
+        allocate(results, subject, unclear)
+    assert len(unclear.measured) == 1
+    assert results.files == {}
+    lesson = Cramped(tells=True)
+    found = allocate(results, subject, lesson)
+    assert lesson.measured[0] == Matrix(found.start.matrix) == Matrix(((8, 8), (0, 0), (0, 0)))
+    assert found.start.throughput == Throughput(samples_per_second=0, reason="too much", device=0)
+    assert all(sum(map(bool, row)) <= 1 for row in found.matrix)
+    assert found.throughput.samples_per_second > 0
+
+
+def test_a_start_that_fails_beside_an_incumbent_that_is_served_ends_nothing(
+    results: Any, make_subject: Callable[..., Subject]
+) -> None:
+    rows = [{"device": "cpu0", "batchSizes": [32, 0]}, {"device": "cpu1", "batchSizes": [0, 32]}]
+    subject = make_subject(algorithm="guided", maxBenchmarks=4, matrix=rows)
+
+    class Odd(Machine):
+        def __call__(self, candidate: Candidate) -> Throughput:
+            found = super().__call__(candidate)
+            small = candidate.matrix.batch_sizes == ((8, 0), (0, 8))
+            return Throughput(samples_per_second=0, reason="an odd one") if small else found
+
+    found = allocate(results, subject, Odd())
+    assert found.start.throughput.reason == "an odd one"
+    assert found.throughput.samples_per_second > 0
 
 
 def test_a_matrix_that_could_not_be_served_is_measured_again_by_the_next_run(

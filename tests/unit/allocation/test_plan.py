@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from ensemble_core.allocation.candidate import Candidate
 from ensemble_core.allocation.matrix import Matrix
-from ensemble_core.allocation.plan import Plan, Worker, plan_of
+from ensemble_core.allocation.plan import Plan, Worker, pins, plan_of
 from ensemble_core.allocation.result import Subject
 from ensemble_core.library.records import Signature
 
@@ -61,7 +61,30 @@ def test_a_plan_that_refers_to_nothing_is_refused(make_subject: Callable[..., Su
 
 def test_cores_are_dealt_again_where_a_container_has_others(make_subject: Callable[..., Subject]) -> None:
     plan = make_plan(make_subject())
-    assert [device.cores for device in plan.on_cores([7, 5, 9]).devices] == [(5,), (7,)]
-    assert plan.on_cores([0, 1]) == plan
+    assert [device.cores for device in plan.on_cores([7, 5, 9], shared=False).devices] == [(5,), (7,)]
+    assert plan.on_cores([0, 1], shared=False) == plan
     with pytest.raises(ValueError, match="needs 2 cores; this process may use 1"):
-        plan.on_cores([7])
+        plan.on_cores([7], shared=False)
+
+
+@pytest.mark.parametrize(
+    ("needed", "allowed", "shared", "pinned"),
+    [
+        (2, 2, False, True),  # a whole machine
+        (2, 8, False, True),  # a part of one's own machine
+        (2, 2, True, True),  # a pod with exclusive cores, or a node that is no larger
+        (2, 8, True, False),  # two pods would both take the first two
+        (3, 2, True, True),  # one core and a GPU that feeds on the same cores
+    ],
+)
+def test_cores_that_other_pods_may_use_are_not_kept_to(needed: int, allowed: int, shared: bool, pinned: bool) -> None:
+    assert pins(needed, allowed, shared) is pinned
+
+
+def test_a_container_with_more_cores_than_devices_keeps_to_none_on_a_shared_node(
+    make_subject: Callable[..., Subject],
+) -> None:
+    plan = make_plan(make_subject())
+    free = plan.on_cores(range(8), shared=True)
+    assert [(device.cores, device.pinned) for device in free.devices] == [((0,), False), ((1,), False)]
+    assert free.on_cores([4, 5], shared=True) == plan.on_cores([4, 5], shared=False)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -59,3 +60,11 @@ def test_more_than_there_is(spec: tuple[Device, ...], where: str, words: tuple[s
         device_rows(WHERE, spec, MACHINE)
     assert refused.value.where == f"digits.yaml: {where}"
     assert all(word in refused.value.problem for word in words)
+
+
+def test_on_a_shared_node_only_exclusive_cores_are_kept_to() -> None:
+    spec = devices({"type": "gpu"}, {"type": "cpu", "count": 2, "coresPerDevice": 2})
+    for cores, pinned in ((5, True), (6, False)):  # a core is requested for each GPU
+        node = replace(MACHINE, cores=tuple(range(cores)), shared=True)
+        assert {row.pinned for row in device_rows(WHERE, spec, node)} == {pinned}
+    assert {row.pinned for row in device_rows(WHERE, spec, replace(MACHINE, cores=tuple(range(6))))} == {True}

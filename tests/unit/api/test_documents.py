@@ -99,7 +99,7 @@ def test_every_wrong_field_of_every_document_has_a_line(complaints: Complaints) 
         " workers, engine, seed",
         "document 2 (EnsembleSelection digits): spec.budgets[0].inferenceTimeSeconds: 0 must be greater than 0",
         "document 2 (EnsembleSelection digits): spec.budgets[0].memoryMib: unknown field; did you mean memoryMiB?;"
-        " allowed are name, inferenceTimeSeconds, memoryMiB, parametersMillions, energyJoules",
+        " allowed are name, inferenceTimeSeconds, memoryMiB, parametersMillions",
         'document 3 (EnsembleDeployment digits): spec.devices[0].type: "cpus" must be one of gpu, cpu;'
         " did you mean cpu?",
         'document 3 (EnsembleDeployment digits): spec.devices[0].count: "2" must be a whole number',

@@ -144,7 +144,7 @@ def altered(draw: st.DrawFn, kind: str, sample: dict[str, Any]) -> dict[str, Any
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", ["minimal", "complete"])
-@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_document_is_refused_by_a_rule_or_survives_the_round_trip(
     data: st.DataObject, kind: str, size: str, samples: dict[str, dict[str, Any]]

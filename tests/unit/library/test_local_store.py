@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ensemble_core.api.common import PersistentVolumeClaimStorage, Storage
-from ensemble_core.errors import UserError
+from ensemble_core.errors import OutageError, UserError
 from ensemble_core.library import LocalStore, open_store, storage_at
 
 _FORK = multiprocessing.get_context("fork")
@@ -198,3 +198,25 @@ def test_locations_become_storages(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     claim = Storage(persistent_volume_claim=PersistentVolumeClaimStorage(claim_name="models"))
     with pytest.raises(UserError, match=r"storage\.persistentVolumeClaim: is only reachable in a cluster"):
         open_store(claim)
+
+
+def test_a_full_disk_is_an_outage_that_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    store, source = LocalStore(tmp_path), tmp_path / "source"
+    store.write("written", b"before")
+    source.write_bytes(b"after")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        for write in (
+            lambda: store.write("written", b"after"),
+            lambda: store.create("created", b"after"),
+            lambda: store.upload("uploaded", source),
+        ):
+            with pytest.raises(OutageError, match=r"is full \(No space left on device\); make room there"):
+                write()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "written"]
+    assert store.read("written") == b"before"
+    store.write("written", b"after")
+    assert store.read("written") == b"after"

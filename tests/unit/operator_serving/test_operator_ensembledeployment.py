@@ -210,6 +210,15 @@ def test_a_job_without_devices_leaves_the_old_revision_serving(stage: Stage) -> 
     assert (stage.selected(), list(stage.deployments())) == (revision, [revision])
 
 
+def test_room_that_the_scheduler_has_not_seen_yet_is_not_told_of(stage: Stage) -> None:
+    _, new = roll(stage)
+    stage.unschedulable(stage.deployments()[new], since=2)
+    decision = stage.steps()
+    assert (reasons_of(decision)[1], decision.again_after) == ("+RollingOut", 3)
+    stage.later(3)
+    assert reasons_of(stage.steps())[1] == "+InsufficientDevices"
+
+
 def test_recreate_gives_the_devices_of_the_old_revision_to_the_job(stage: Stage) -> None:
     stage.change(rollout={"strategy": "Recreate"})
     stage.serve()
@@ -479,7 +488,7 @@ def test_a_deadline_that_passes_fails_the_rollout(stage: Stage) -> None:
     stage.play_agent(stage.deployments()[new], note="digits-1--gpu0--b8: load: out of memory")
     decision = stage.steps()
     assert reasons_of(decision) == ("-RolloutFailed", "-RolloutFailed", "+RolloutFailed")
-    assert "after 600 s; the agent says: digits-1--gpu0--b8: load: out of memory" in message(decision)
+    assert "after 600 s; the agent says: digits-1--gpu0--b8: load: out of memory; see `kubectl" in message(decision)
     assert stage.selected() == old
 
 

@@ -205,9 +205,7 @@ class Rollouts(RuleBasedStateMachine):
         assert len(stage.remembered()) <= 2
 
 
-Rollouts.TestCase.settings = settings(
-    max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
-)
+Rollouts.TestCase.settings = settings(max_examples=25, stateful_step_count=25, suppress_health_check=list(HealthCheck))
 TestRollouts = Rollouts.TestCase
 
 

@@ -16,7 +16,7 @@ from stage import DIGESTS, SPEC, Stage, summary
 from ensemble_core.api.common import Storage
 from ensemble_core.api.ensembledeployment import EnsembleDeployment
 from ensemble_core.api.hposearch import HPOSearch
-from ensemble_operator.ensembledeployment import build_optimise_job, wanted_part
+from ensemble_operator.deployment_aim import build_optimise_job, wanted_part
 from ensemble_operator.jobs import Outcome
 from ensemble_operator.names import Owner
 from ensemble_operator.reports import typed
@@ -136,6 +136,25 @@ def test_only_who_must_has_credentials_and_a_token() -> None:
     assert storage == {"render"}
 
 
+def test_no_other_container_is_the_agents_user() -> None:
+    """They see its processes, and whoever is its user could read its token through /proc."""
+    pod = build_deployment(served(), 1)["spec"]["template"]["spec"]
+    assert pod["shareProcessNamespace"]
+    users = {
+        container["name"]: {**pod["securityContext"], **container["securityContext"]}
+        for container in (*pod["initContainers"], *pod["containers"])
+    }
+    assert {name: context["runAsUser"] for name, context in users.items()} == {
+        "render": 65532,
+        "triton": 65532,
+        "agent": 65531,
+    }
+    # The token of a pod with several users belongs to root and the group of `fsGroup`.
+    assert {context["runAsGroup"] for context in users.values()} == {pod["securityContext"]["fsGroup"]}
+    assert all(context["capabilities"] == {"drop": ["ALL"]} for context in users.values())
+    assert all(context["allowPrivilegeEscalation"] is False for context in users.values())
+
+
 def test_shared_memory_is_part_of_the_memory() -> None:
     """What `allocate` says of a pod's memory includes its /dev/shm."""
     pod = build_deployment(served(), 1)["spec"]["template"]["spec"]
@@ -204,10 +223,12 @@ def test_service() -> None:
     assert endpoint(one.owner, one.spec.serving) == "http://digits.lab.svc:80"
 
 
-def test_a_service_of_a_name_that_begins_with_a_digit() -> None:
-    one = served("3d")
-    assert build_service(one.owner, one.spec.serving, "0a")["metadata"]["name"] == "e3d"
-    assert endpoint(one.owner, one.spec.serving) == "http://e3d.lab.svc:8000"
+def test_a_service_of_a_name_that_begins_with_a_digit_is_nobody_elses() -> None:
+    one, other = served("3d"), served("e3d")
+    name = build_service(one.owner, one.spec.serving, "0a")["metadata"]["name"]
+    assert re.fullmatch("e3d-[0-9a-f]{6}-serve", name)
+    assert endpoint(one.owner, one.spec.serving) == f"http://{name}.lab.svc:8000"
+    assert build_service(other.owner, other.spec.serving, "0a")["metadata"]["name"] == "e3d"
 
 
 def test_disruption_budget() -> None:
@@ -306,7 +327,7 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
     return draw(workloads()) | {"devices": devices, "serving": serving | ({"image": image} if image else {})}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(names, storages(), documents())
 def test_any_document_makes_sound_pods(name: str, storage: Manifest, spec: Manifest) -> None:
     one = served(name, storage, **spec)
@@ -334,7 +355,7 @@ def test_any_document_makes_sound_pods(name: str, storage: Manifest, spec: Manif
     assert deployment["spec"]["template"]["metadata"]["labels"].items() >= selector.items()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(documents())
 def test_any_document_can_be_decided_about(spec: Manifest) -> None:
     stage = Stage.set(**spec)

@@ -14,11 +14,11 @@ from tests.support.play import SETTINGS, UID, Play, body_of, condition
 from tests.support.restricted import breaches, loose_ends, tokens
 from tests.support.specs import names, searches, selections
 
-from ensemble_operator import ensembleselection, hposearch, workload
+from ensemble_operator import ensembleselection, hposearch, training, workload
 from ensemble_operator.names import Owner
 from ensemble_operator.world import Manifest, Ref
 
-MANY = settings(max_examples=60, deadline=None)
+MANY = settings(max_examples=60)
 
 
 def templates(objects: tuple[Manifest, ...]) -> Iterator[Manifest]:
@@ -217,7 +217,7 @@ def test_a_ray_cluster_trains_on_its_workers_alone() -> None:
 
 def test_only_the_search_itself_and_kuberay_reach_ray() -> None:
     mine = {"ensemble-operator.io/uid": UID, "app.kubernetes.io/component": "train"}
-    assert hposearch.network_policy(OWNER, "RayJob")["spec"] == {
+    assert training.network_policy(OWNER, "RayJob")["spec"] == {
         "podSelector": {"matchLabels": mine},
         "policyTypes": ["Ingress"],
         "ingress": [
@@ -241,7 +241,7 @@ def test_only_the_search_itself_and_kuberay_reach_ray() -> None:
             },
         ],
     }
-    alone = hposearch.network_policy(OWNER, "Job")["spec"]
+    alone = training.network_policy(OWNER, "Job")["spec"]
     assert alone == {"podSelector": {"matchLabels": mine}, "policyTypes": ["Ingress"], "ingress": []}
 
 
@@ -273,7 +273,7 @@ def test_an_account_of_the_users_is_bound_and_none_is_made() -> None:
 
 def test_the_pause_grows_and_ends_growing() -> None:
     one = Play(hposearch.KIND, body_of("HPOSearch", "digits", SPEC))
-    start = workload.Start("x", "train", "", "", 1, hposearch.workload.Outcome("Lost", ended=one.now))
+    start = workload.Start("x", "train", "", "", 1, workload.Outcome("Lost", ended=one.now))
     pauses = []
     for attempt in (1, 2, 5, 6, 1000):
         lost = workload.Start("x", "train", "", "", attempt, start.outcome)

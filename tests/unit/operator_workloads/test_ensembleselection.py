@@ -28,13 +28,14 @@ SUMMARY: dict[str, Any] = {
             "name": "small",
             "limits": {"parametersMillions": 1.0},
             "members": [MEMBER],
+            "memberCount": 1,
             "validation": {"crossEntropy": 0.3, "error": 0.1, "macroF1": 0.9, "top5Error": 0.0},
             "heldout": {"crossEntropy": 0.4, "error": 0.2, "macroF1": 0.8, "top5Error": 0.0},
             "cost": {"parametersMillions": 0.5},
         },
-        {"name": "large", "limits": {}, "members": [], "reason": "no model costs so little"},
+        {"name": "large", "limits": {}, "members": [], "memberCount": 0, "reason": "no model costs so little"},
     ],
-    "front": [{"members": [{}, {}], "crossEntropy": 0.3, "cost": {"parametersMillions": 0.5, "memoryMiB": 7.0}}],
+    "front": [{"members": 2, "crossEntropy": 0.3, "cost": {"parametersMillions": 0.5, "memoryMiB": 7.0}}],
 }
 
 
@@ -92,7 +93,7 @@ def test_a_selection_gets_a_job_and_what_it_needs() -> None:
     assert "ENSEMBLE_S3_KEYS_AWS_ACCESS_KEY_ID" in [variable["name"] for variable in pod["containers"][0]["env"]]
 
 
-@pytest.mark.parametrize("limit", ["inferenceTimeSeconds", "memoryMiB", "energyJoules"])
+@pytest.mark.parametrize("limit", ["inferenceTimeSeconds", "memoryMiB"])
 def test_what_is_measured_is_profiled_first_on_the_same_device(limit: str) -> None:
     one = play(budgets=[{"name": "small", limit: 1.0}], cost={"coresPerDevice": 4})
     pod = one.step().objects[-1]["spec"]["template"]["spec"]
@@ -162,11 +163,12 @@ def test_what_a_selection_tells() -> None:
             {
                 "name": "small",
                 "members": [{"library": 0, "modelId": "digits-0003", "weight": 1.0}],
+                "memberCount": 1,
                 "validation": {"crossEntropy": 0.3, "error": 0.1, "macroF1": 0.9, "top5Error": 0.0},
                 "heldout": {"crossEntropy": 0.4, "error": 0.2, "macroF1": 0.8, "top5Error": 0.0},
                 "cost": {"parametersMillions": 0.5},
             },
-            {"name": "large", "members": [], "reason": "no model costs so little"},
+            {"name": "large", "members": [], "memberCount": 0, "reason": "no model costs so little"},
         ],
         "front": [{"members": 2, "crossEntropy": 0.3, "cost": {"memoryMiB": 7.0, "parametersMillions": 0.5}}],
     }
@@ -178,7 +180,9 @@ def test_what_a_selection_tells() -> None:
 def test_no_ensemble_at_all_needs_a_person() -> None:
     one = play()
     one.settle()
-    decision = finish(one, budgets=[{"name": "small", "members": [], "reason": "no model costs so little"}])
+    decision = finish(
+        one, budgets=[{"name": "small", "members": [], "memberCount": 0, "reason": "no model costs so little"}]
+    )
     assert reasons_of(decision) == ("-NoEnsemble", "-NoEnsemble", "+NoEnsemble")
 
 
@@ -209,6 +213,26 @@ def test_a_library_that_has_grown_is_selected_from_again_while_the_result_stays(
     assert jobs(one) == []
     assert one.body["status"]["digest"] == "f" * 64
     assert len(one.refs("ConfigMap")) == 4
+
+
+def test_a_library_that_ends_as_it_was_is_not_selected_from_again() -> None:
+    one = play(search(ready=False), updatePolicy={"settleSeconds": 0})
+    one.settle()
+    finish(one)
+    one.others = search(ready=True)
+    one.settle()
+    assert jobs(one) == []
+    one.others = search("b" * 64)  # its last model came with its end
+    one.settle()
+    assert len(jobs(one)) == 1
+
+
+def test_of_a_large_ensemble_the_first_members_are_listed() -> None:
+    one = play()
+    one.settle()
+    decision = finish(one, budgets=[{"name": "small", "members": [MEMBER], "memberCount": 40}])
+    assert decision.conditions[0].message == decision.status["summary"] == "small 40"
+    assert (len(decision.status["budgets"][0]["members"]), decision.status["budgets"][0]["memberCount"]) == (1, 40)
 
 
 def test_a_failed_run_beside_a_result_is_told_and_the_result_stays() -> None:
@@ -340,6 +364,7 @@ def test_a_report_that_left_out_its_budgets_is_a_result_all_the_same() -> None:
     one.settle()
     decision = finish(one, budgets=[], omitted=True)
     assert reasons_of(decision)[0] == "+Selected"
+    assert decision.conditions[0].message.endswith("they are in the library")
     assert decision.status["digest"] == "d" * 64
 
 

@@ -11,7 +11,8 @@ from tests.support import play as play_support
 from tests.support.play import Play, body_of, condition, of_kind, reasons_of, time
 
 from ensemble_core.api.hposearch import HPOSearchStatus
-from ensemble_operator.hposearch import KIND, engine_of, gpus_at_a_time
+from ensemble_operator.hposearch import KIND, engine_of
+from ensemble_operator.training import gpus_at_a_time
 from ensemble_operator.workload import told
 from ensemble_operator.world import Manifest, Ref
 
@@ -451,7 +452,7 @@ def test_what_has_begun_is_not_made_anew(begun: str, monkeypatch: pytest.MonkeyP
     elif begun == "counted":
         job["status"] = {"failed": 1}
     elif begun == "goes":
-        one.deleting = frozenset({Ref("Pod", "x")})
+        one.deleting = {Ref("Pod", "x"): {}}
     else:
         pod["status"] = {"phase": "Running"}
     monkeypatch.setattr(play_support, "SETTINGS", replace(play_support.SETTINGS, trainer_image="trainer:2"))
@@ -600,9 +601,9 @@ def test_the_library_is_deleted_once_training_has_ended() -> None:
     decision = one.step()
     assert "until the pods that write the library have ended" in decision.conditions[1].message
     one.remove(pod)
-    one.deleting = frozenset({Ref("Pod", pod["metadata"]["name"])})
+    one.deleting = {Ref("Pod", pod["metadata"]["name"]): pod}
     assert one.step().objects == ()
-    one.deleting = frozenset()
+    one.deleting = {}
     one.settle()
     job = one.workload()
     assert job["metadata"]["labels"]["app.kubernetes.io/component"] == "delete"
@@ -612,7 +613,7 @@ def test_the_library_is_deleted_once_training_has_ended() -> None:
     assert command[:3] == ["ensemble", "library", "delete"]
     # Its own pod does not stop it.
     one.pod(job)
-    one.deleting = frozenset({Ref("Pod", "other")})
+    one.deleting = {Ref("Pod", "other"): {}}
     assert one.step().objects
     job["status"] = {"conditions": [condition("Complete")]}
     assert not one.step().finalizer

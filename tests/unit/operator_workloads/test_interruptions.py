@@ -18,7 +18,7 @@ SELECTION: dict[str, Any] = {
     "sources": [{"hpoSearchName": "digits"}],
     "budgets": [{"name": "small", "parametersMillions": 1.0}],
 }
-RESULT = {"digest": "d" * 64, "summary": {"budgets": [{"name": "small", "members": []}]}}
+RESULT = {"digest": "d" * 64, "summary": {"budgets": [{"name": "small", "memberCount": 0}]}}
 
 
 def new_search() -> Play:

@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from ensemble_operator.jobs import RAY_VERSION, WorkerGroup, build_job, build_rayjob, outcome, pod_trouble, read_time
+from ensemble_operator.jobs import (
+    RAY_VERSION,
+    WorkerGroup,
+    build_job,
+    build_rayjob,
+    outcome,
+    pod_trouble,
+    read_time,
+    trouble_in,
+)
 from ensemble_operator.names import Owner
 from ensemble_operator.reports import Report
 
@@ -15,7 +24,7 @@ NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 QUEUE = {"kueue.x-k8s.io/queue-name": "gpus"}
 OWNER = Owner("HPOSearch", "digits", "lab", "uid-1", QUEUE)
 TEMPLATE = {"metadata": {}, "spec": {}}
-LONG_AGO, JUST_NOW = "2026-01-01T11:00:00Z", "2026-01-01T11:59:55Z"
+LONG_AGO, JUST_NOW, NOW_ITSELF = "2026-01-01T11:00:00Z", "2026-01-01T11:59:55Z", "2026-01-01T11:59:58Z"
 
 
 def report(state: str, note: str = "", message: str = "") -> Report:
@@ -83,6 +92,28 @@ TABLE: dict[str, tuple[Any, Any, list[Any], tuple[str, str, bool], str]] = {
         ("Lost", "Lost", False),
         "too often",
     ),
+    "job failed for want of storage": (
+        job("Failed", message="too often", lastTransitionTime=LONG_AGO),
+        report("Running", note="interrupted: /mnt/storage: is full"),
+        [],
+        ("Lost", "Lost", True),
+        "/mnt/storage: is full",
+    ),
+    "job waits for storage": (
+        job(),
+        report("Running", note="interrupted: /mnt/storage: is full"),
+        [pod("Failed")],
+        ("Waiting", "Interrupted", True),
+        "/mnt/storage: is full; it is tried again",
+    ),
+    "job tries whether there is storage": (
+        job(),
+        report("Running", note="interrupted: /mnt/storage: is full"),
+        [pod("Failed"), pod()],
+        ("Waiting", "Interrupted", True),
+        "/mnt/storage: is full; it is tried again",
+    ),
+    "job goes on elsewhere": (job(), report("Running", note="interrupted"), [pod()], ("Running", "", False), ""),
     "job out of memory": (
         job("FailureTarget"),
         report("Running"),
@@ -123,6 +154,13 @@ TABLE: dict[str, tuple[Any, Any, list[Any], tuple[str, str, bool], str]] = {
         "tried again after: disk full",
     ),
     "job starts": (job(), None, [pod("Pending")], ("Waiting", "Starting", False), "being started"),
+    "no room, says the scheduler, which may not have looked again": (
+        job(),
+        None,
+        [pod("Pending", **unschedulable(NOW_ITSELF))],
+        ("Waiting", "Starting", False),
+        "being started",
+    ),
     "no room yet": (
         job(),
         None,
@@ -203,6 +241,14 @@ def test_outcomes(case: str) -> None:
     assert (found.state, found.reason, found.blocked) == expected
     assert words in found.message
     assert found.active == (found.state in ("Waiting", "Running"))
+
+
+def test_when_it_is_told_that_there_is_no_room() -> None:
+    fresh, told = pod("Pending", **unschedulable(NOW_ITSELF)), pod("Pending", **unschedulable(JUST_NOW))
+    assert trouble_in([told, fresh, pod()], NOW) == 3.0
+    assert trouble_in([told, pod(), pod("Pending")], NOW) is None
+    assert pod_trouble([fresh], NOW) is None
+    assert pod_trouble([fresh], NOW + timedelta(seconds=3)) is not None
 
 
 def test_the_time_of_a_loss_is_known() -> None:

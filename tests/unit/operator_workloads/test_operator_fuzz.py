@@ -81,9 +81,7 @@ def check(document: dict[str, Any], counts: dict[str, int]) -> None:
 
 def run(examples: int) -> None:
     counts = {"refused": 0, "decided": 0}
-    many = settings(
-        max_examples=examples, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
-    )
+    many = settings(max_examples=examples, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
     many(given(documents)(lambda document: check(document, counts)))()
     assert counts["refused"] > examples / 10
     assert counts["decided"] > examples / 10

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ensemble_operator import ensembleselection, hposearch
+from ensemble_operator import search_status, selection_status
 from ensemble_operator.reports import MAX_BYTES, Report, clean, last_lines, read_report
 
 HASH, UID = "a" * 64, "uid-1"
@@ -134,7 +134,7 @@ def with_keys(*keys: str) -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries({}, optional=dict.fromkeys(keys, json_values))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(with_keys(*REPORT, "result", "error"))
 @example({"progress": {"summary": {"": float("nan")}}})
 def test_no_report_makes_the_reader_raise(changes: dict[str, Any]) -> None:
@@ -146,10 +146,10 @@ TRAIN = with_keys("trials", "best", "front", "models", "libraryDigest", "occupan
 SELECT = with_keys("budgets", "front", "sources", "cost")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(TRAIN, SELECT)
 def test_no_summary_makes_its_reader_raise(train: dict[str, Any], select: dict[str, Any]) -> None:
     running = read(stored(progress={"summary": train}))
-    assert running is None or hposearch.summary_of(running) is None or running.state == "Running"
+    assert running is None or search_status.summary_of(running) is None or running.state == "Running"
     picked = read(stored(state="Succeeded", result={"digest": "b" * 64, "summary": select}))
-    assert picked is None or ensembleselection.result_of(picked) is None or picked.state == "Succeeded"
+    assert picked is None or selection_status.result_of(picked) is None or picked.state == "Succeeded"

@@ -109,7 +109,7 @@ def test_secrets_that_share_a_variable_are_refused() -> None:
         resolve([search(storage=S3), search("other", storage=other)])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(searches())
 def test_a_search_is_read_as_it_was_meant(spec: dict[str, Any]) -> None:
     document = HPOSearch.model_validate({"metadata": {"name": "a"}, "spec": spec})
@@ -120,7 +120,7 @@ def test_a_search_is_read_as_it_was_meant(spec: dict[str, Any]) -> None:
     assert read.spec.library.storage.s3 == document.spec.library.storage.s3
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(selections(), searches())
 def test_a_selection_is_read_with_its_searches(spec: dict[str, Any], found: dict[str, Any]) -> None:
     document = EnsembleSelection.model_validate({"metadata": {"name": "x"}, "spec": spec})

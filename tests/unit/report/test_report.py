@@ -47,6 +47,7 @@ class Memory:
 
     interval: float = 3600.0
     patience: float = 30.0
+    repeat: float = 3600.0
     failures: int = 0
     written: list[dict[str, Any]] = field(default_factory=list)
     arrived: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
@@ -108,6 +109,19 @@ def test_what_did_not_change_is_not_written_again() -> None:
         assert asked.acquire(timeout=30)
     report.abandon()
     assert [written["sequence"] for written in sink.written] == [1]
+
+
+def test_what_did_not_change_for_long_is_written_again_as_it_was() -> None:
+    """As when somebody has changed the ConfigMap: nobody else would put it right."""
+    sink = Memory(interval=0.01, repeat=0.05)
+    report = Report(sink, IDENTITY)
+    deadline = time.monotonic() + 30
+    while len(sink.written) < 3 and time.monotonic() < deadline:
+        report.progress(done=1)
+        time.sleep(0.01)
+    report.abandon()
+    assert len(sink.written) >= 3
+    assert all(written == sink.written[0] for written in sink.written)
 
 
 def test_a_write_that_failed_is_repeated_though_nothing_changes(capsys: pytest.CaptureFixture[str]) -> None:

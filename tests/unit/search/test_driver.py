@@ -24,8 +24,8 @@ from ensemble_core.library.splits import LabelledIds, make_header
 from ensemble_core.library.store import LocalStore
 from ensemble_core.library.timeline import occupancy, search_timeline
 from ensemble_core.report import CommandError
-from ensemble_operator.hposearch import TrainSummary
 from ensemble_operator.reports import typed
+from ensemble_operator.search_status import TrainSummary
 from ensemble_trainer.driver import Driver, check_failures, has_work
 from ensemble_trainer.outcome import final_summary, rfc3339, summary
 from ensemble_trainer.search import Search, remember

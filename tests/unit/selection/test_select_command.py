@@ -6,6 +6,19 @@ from typing import Any
 import pytest
 
 from ensemble_core.cli import main
+from ensemble_core.commands.select import summary
+from ensemble_core.library.records import Metrics
+from ensemble_core.report import encode
+from ensemble_core.selection.result import (
+    BudgetResult,
+    CostBasis,
+    Costs,
+    FrontPoint,
+    MemberResult,
+    ModelReference,
+    SelectionResult,
+    Single,
+)
 
 
 def test_select_prints_reports_and_says_when_nothing_changed(
@@ -37,3 +50,52 @@ def test_select_refuses_what_was_not_profiled(
     workspace.documents(["a"], [{"name": "b", "memoryMiB": 100}])
     assert main(["select", "--spec", str(workspace.file)]) == 2
     assert "2 of 2 servable models have no profile" in capsys.readouterr().err
+
+
+COSTS = Costs(inference_time_seconds=1 / 3, memory_mib=1e4 / 3, parameters_millions=10 / 3)
+METRICS = Metrics(cross_entropy=1 / 3, error=1 / 7, macro_f1=6 / 7, top5_error=1 / 70)
+
+
+def result_of(budgets: int, members: int) -> SelectionResult:
+    """As large as it can be."""
+    model = Single(
+        library=0,
+        model_id="a-long-name-of-a-search-0000",
+        servable=True,
+        cost=COSTS,
+        validation=METRICS,
+        heldout=METRICS,
+    )
+    member = MemberResult(**dict(model), weight=1 / members)
+    point = FrontPoint(
+        members=(ModelReference(library=0, model_id=model.model_id),) * members, cross_entropy=1 / 3, cost=COSTS
+    )
+    ensemble = {"members": (member,) * members, "validation": METRICS, "heldout": METRICS, "cost": COSTS, "weight": 0.5}
+    return SelectionResult(
+        name="x",
+        digest="a" * 64,
+        spec_hash="b" * 64,
+        fingerprint="c" * 64,
+        sources=(),
+        cost=CostBasis(engine="onnxruntime", batch_size=32),
+        combiner="average",
+        best_single=model,
+        budgets=tuple(BudgetResult(name=f"budget-{i}", limits=COSTS, **ensemble) for i in range(budgets)),
+        front=(point,) * min(budgets, 100),
+        models=(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("budgets", "members", "listed", "front"), [(2, 40, 40, 2), (30, 40, 18, 30), (100, 40, 1, 0), (100, 256, 1, 0)]
+)
+def test_the_report_of_many_large_ensembles_lists_their_first_members(
+    budgets: int, members: int, listed: int, front: int
+) -> None:
+    told = summary(result_of(budgets, members))
+    report = encode({"specHash": "d" * 64, "state": "Succeeded", "result": {"digest": "a" * 64, "summary": told}})
+    assert len(report) <= 64 * 1024
+    read = json.loads(report)["result"]["summary"]
+    assert "omitted" not in read
+    assert [(len(one["members"]), one["memberCount"]) for one in read["budgets"]] == [(listed, members)] * budgets
+    assert [one["members"] for one in read["front"]] == [members] * front

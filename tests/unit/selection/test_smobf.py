@@ -18,7 +18,7 @@ def steps(pick: Pick) -> list[list[tuple[Any, ...]]]:
     return [[(s.row, s.score, s.cross_entropy, s.cost_ratio) for s in path.steps] for path in pick.paths]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     models=st.integers(1, 9),
     samples=st.integers(1, 23),
@@ -54,7 +54,7 @@ def test_a_larger_library_has_exactly_the_naive_paths(reference: Any) -> None:
     assert max(len(pick.members) for pick in picks) > 5
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(models=st.integers(1, 7), seed=st.integers(0, 10_000), budget=st.floats(0.5, 8))
 def test_greedy_is_no_better_than_all_subsets_and_within_every_limit(
     reference: Any, models: int, seed: int, budget: float
@@ -71,7 +71,7 @@ def test_greedy_is_no_better_than_all_subsets_and_within_every_limit(
     assert found >= best - 1e-12
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10_000))
 def test_of_two_models_that_can_be_afforded_the_best_subset_is_found(reference: Any, seed: int) -> None:
     pool = reference.pool(2, 12, 3, seed)

@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from ensemble_core.serving import processes, rendered, repository, sharedmemory
+from ensemble_core.errors import UserError
+from ensemble_core.serving import processes, rendered, repository, sharedmemory, waiting
 from ensemble_core.serving.agent import LONGEST_PAUSE, LOOK_SECONDS, Agent, Repairs, Seen, find_repairs, loaded_members
 from ensemble_core.serving.errors import LoadError, ServingError
 from ensemble_core.serving.rendered import Rendered
 
 PYTHON = {"digits", "m-0--cpu0--b32", "m-0--cpu1--b8", "m-1--cpu1--b128"}
 GPU = "m-2--gpu0--b64"
+SERVER = f"ensemble-1-{os.getpid()}-0a-"
 
 
 @pytest.fixture
@@ -20,7 +25,7 @@ def wanted(make_plan):
 
 def seen(wanted, **parts) -> Seen:
     whole = {
-        "identity": "server-1",
+        "identity": SERVER,
         "states": dict.fromkeys(wanted, "READY"),
         "configs": dict(wanted),
         "alive": frozenset(PYTHON),
@@ -84,7 +89,7 @@ class FakeTriton:
         self.up, self.broken, self.calls = True, set[str](), list[str]()
 
     def identity(self) -> str | None:
-        return "server-1" if self.up else None
+        return SERVER if self.up else None
 
     def states(self) -> dict[str, str]:
         return dict.fromkeys(self.loaded, "READY")
@@ -94,7 +99,7 @@ class FakeTriton:
 
         return json_format.MessageToDict(self.loaded[model], preserving_proto_field_name=True)
 
-    def load_all(self, models, front: str) -> None:
+    def load_all(self, models, front: str, check) -> None:
         self.calls.append("load " + " ".join(models))
         if broken := self.broken.intersection(models):
             raise LoadError(f"{min(broken)}: load: no memory")
@@ -174,7 +179,7 @@ def test_an_ensemble_that_lacks_a_member_is_not_ready(agent, triton, told):
 
 
 def test_a_server_that_goes_away_midway_is_waited_for(agent, triton, told, monkeypatch):
-    def gone(models, front):
+    def gone(models, front, check):
         raise ServingError("the server is gone")
 
     with monkeypatch.context() as away:
@@ -183,3 +188,47 @@ def test_a_server_that_goes_away_midway_is_waited_for(agent, triton, told, monke
     assert told[-1]["note"] == "the server is gone"
     agent.look()
     assert told[-1]["done"] == 5
+
+
+def test_a_process_that_dies_while_its_model_loads_is_told(agent, triton, told, monkeypatch):
+    """Seen from beside the server: nobody but the agent knows which model it was."""
+    monkeypatch.setattr(waiting, "UNNOTICED_SECONDS", 0)
+
+    def die(models, front, check):
+        with subprocess.Popen([sys.executable, "-c", "raise SystemExit(127)"]) as child:
+            processes_end(child.pid)
+            check(["m-1--cpu1--b128"])
+
+    triton.load_all = die
+    monkeypatch.setattr(processes, "stubs", lambda prefix, models: {})
+    agent.look()
+    assert told[-1]["note"] == "m-1--cpu1--b128: its process ended with exit code 127 before it could answer"
+
+
+def test_a_dead_model_is_unloaded_though_it_cannot_be_loaded(agent, triton, told, monkeypatch):
+    """A dead process that nobody reaps is a sign of a server that is stuck."""
+    agent.look()
+    monkeypatch.setattr(processes, "stubs", lambda prefix, models: dict.fromkeys(PYTHON - {"m-1--cpu1--b128"}, 1))
+
+    def refuse(plan, models):
+        raise UserError("m-1.onnx", "is not what its digest says")
+
+    monkeypatch.setattr(rendered, "check_weights", refuse)
+    agent.look()
+    assert triton.calls[1:] == ["unload m-1--cpu1--b128", "unload digits"]
+    assert "digest" in told[-1]["note"]
+
+
+def processes_end(pid: int) -> None:
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # it stays to be reaped
+
+
+def test_why_a_server_went_away_is_told_until_everything_is_there_again(agent, triton, told):
+    triton.broken = {"m-1--cpu1--b128"}
+    agent.look()
+    triton.up = False
+    agent.look()
+    assert told[-1]["note"] == "waiting for the server, after: m-1--cpu1--b128: load: no memory"
+    triton.up, triton.broken = True, set()
+    agent.look()
+    assert [each["note"] for each in told[-2:]] == ["loading, after: m-1--cpu1--b128: load: no memory", ""]

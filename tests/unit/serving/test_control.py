@@ -11,6 +11,10 @@ from ensemble_core.serving.control import Control
 from ensemble_core.serving.errors import LoadError, ServingError
 
 
+def NOBODY(waiting: object) -> None:  # noqa: N802 - a constant
+    """A check that finds nothing."""
+
+
 class Handler(BaseHTTPRequestHandler):
     """A server that wants a key for everything but its name."""
 
@@ -66,21 +70,23 @@ def test_the_header_opens_what_is_closed(server):
 
 
 def test_the_front_model_is_loaded_last(server):
-    control(server).load_all({"front", "a", "b"}, "front")
+    waited: list[str] = []
+    control(server).load_all({"front", "a", "b"}, "front", waited.extend)
+    assert set(waited) <= {"front", "a", "b"}
     loads = [path.split("/")[4] for path in Handler.requests]
     assert set(loads[:2]) == {"a", "b"}
     assert loads[2:] == ["front"]
 
 
 def test_only_what_is_given_is_loaded(server):
-    control(server).load_all(["a"], "front")
-    control(server).load_all([], "front")
+    control(server).load_all(["a"], "front", NOBODY)
+    control(server).load_all([], "front", NOBODY)
     assert [path.split("/")[4] for path in Handler.requests] == ["a"]
 
 
 def test_the_front_model_waits_for_members_that_do_not_load(server):
     with pytest.raises(LoadError, match="broken: load: no memory"):
-        control(server).load_all({"front", "broken"}, "front")
+        control(server).load_all({"front", "broken"}, "front", NOBODY)
     assert Handler.requests == []
 
 

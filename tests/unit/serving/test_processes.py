@@ -52,6 +52,45 @@ def test_nothing_is_launched_when_the_parent_is_gone():
     assert (ended.returncode, ended.stdout) == (1, "")
 
 
+STUCK = """
+import os, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", ""])
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+IMPATIENT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import launch
+launch.LOOK_SECONDS = launch.UNREAPED_SECONDS = 0.1
+launch.main("-", sys.argv[2:])
+"""
+
+
+def test_a_server_that_does_not_reap_a_dead_process_is_ended():
+    launched = [sys.executable, "-c", IMPATIENT, os.path.dirname(launch.__file__), sys.executable, "-c", STUCK]
+    with subprocess.Popen(launched, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as server:
+        assert server.wait(60) == -signal.SIGKILL
+        assert b"A model's process died, and the server waits for it" in server.stderr.read()
+
+
+def test_a_server_that_reaps_lives_on():
+    reaps = STUCK.replace("print(", "child.wait(); print(").replace("time.sleep(600)", "time.sleep(1)")
+    launched = [sys.executable, "-c", IMPATIENT, os.path.dirname(launch.__file__), sys.executable, "-c", reaps]
+    with subprocess.Popen(launched, stdout=subprocess.PIPE, start_new_session=True) as server:
+        assert server.wait(60) == 0
+
+
+@pytest.mark.parametrize(("code", "words"), [("7", "ended with exit code 7"), ("", "was killed by signal 9")])
+def test_a_dead_process_tells_how_it_ended_until_it_is_reaped(code, words):
+    program = f"raise SystemExit({code})" if code else "import os; os.kill(os.getpid(), 9)"
+    with subprocess.Popen([sys.executable, "-c", program]) as child:
+        wait_until_dead(child.pid)
+        (dead,) = (each for each in processes.dead_children(os.getpid()) if each.pid == child.pid)
+        assert processes.ending(dead.code) == words
+    assert child.pid not in [each.pid for each in processes.dead_children(os.getpid())]
+
+
 def test_a_zombie_is_dead():
     child = subprocess.Popen([sys.executable, "-c", ""])
     wait_until_dead(child.pid)

@@ -44,7 +44,7 @@ def test_what_is_written_is_complete_and_holds_no_link_to_outside(content, tmp_p
         file = folder / "models" / content.plan.model_name(worker) / "1" / "model.onnx"
         assert hashlib.sha256(file.read_bytes()).hexdigest() == content.plan.members[worker.member].sha256
     key = folder / "control-key"
-    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert stat.S_IMODE(key.stat().st_mode) == 0o640
     assert len(rendered.control_key(folder)) == 64
     told = json.loads((folder / "plan.json").read_text())
     assert (told["specHash"], told["selection"], told["allocation"]) == ("a" * 64, "b" * 64, "c" * 64)
@@ -158,21 +158,34 @@ def test_cores_are_those_of_the_container_that_serves(content, tmp_path: Path):
     folder = tmp_path / "repository"
     rendered.write(folder, content)
     before = files(folder)
-    rendered.prepare(folder, range(4))
+    rendered.prepare(folder, range(4), shared=False)
     assert files(folder) == before
-    plan = rendered.prepare(folder, [9, 6, 8, 7, 5]).plan
+    plan = rendered.prepare(folder, [9, 6, 8, 7, 5], shared=False).plan
     assert [device.cores for device in plan.devices] == [(), (5, 6), (7, 8)]
     assert rendered.read(folder).plan == plan
     assert '"7,8"' in (folder / "models" / "m-1--cpu1--b128" / "config.pbtxt").read_text()
     with pytest.raises(UserError, match=r"plan.json: needs 4 cores; this process may use 3"):
-        rendered.prepare(folder, range(3))
+        rendered.prepare(folder, range(3), shared=False)
+
+
+@pytest.mark.usefixtures("backends")
+def test_members_keep_to_no_cores_that_other_pods_may_use(content, tmp_path: Path):
+    folder = tmp_path / "repository"
+    rendered.write(folder, content)
+    plan = rendered.prepare(folder, range(64), shared=True).plan
+    text = (folder / "models" / "m-1--cpu1--b128" / "config.pbtxt").read_text()
+    assert not any(device.pinned for device in plan.devices)
+    assert '"cores"' not in text
+    assert '"threads"' in text
+    rendered.prepare(folder, range(5), shared=True)  # four, and one for the GPU
+    assert '"cores"' in (folder / "models" / "m-1--cpu1--b128" / "config.pbtxt").read_text()
 
 
 @pytest.mark.usefixtures("backends")
 def test_backends_of_an_earlier_server_are_replaced(content, tmp_path: Path):
     rendered.write(tmp_path / "repository", content)
     (tmp_path / "repository" / "backends" / "old").mkdir(parents=True)
-    rendered.prepare(tmp_path / "repository", range(4))
+    rendered.prepare(tmp_path / "repository", range(4), shared=False)
     assert [path.name for path in (tmp_path / "repository" / "backends").iterdir()] == ["averaging"]
 
 

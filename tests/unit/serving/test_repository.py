@@ -66,6 +66,18 @@ def test_a_member_on_cores_takes_references(make_plan):
         "batch": "8",
         "cores": "2,3",
         "sha256": "0" * 64,
+        "threads": "2",
+    }
+
+
+def test_a_member_that_keeps_to_no_cores_has_as_many_threads(make_plan):
+    plan = make_plan()
+    free = make_plan(devices=tuple(device.model_copy(update={"pinned": False}) for device in plan.devices))
+    parameters = parsed(repository.render(free))["m-0--cpu1--b8/config.pbtxt"].parameters
+    assert {key: value.string_value for key, value in parameters.items()} == {
+        "batch": "8",
+        "sha256": "0" * 64,
+        "threads": "2",
     }
 
 

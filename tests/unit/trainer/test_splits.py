@@ -13,7 +13,7 @@ from ensemble_trainer.splits import stratified
     percents=st.tuples(st.integers(1, 49), st.integers(1, 49)),
     seed=st.integers(0, 100),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_parts_are_disjoint_complete_and_stratified(counts, percents, seed):
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
     parts = stratified(labels, percents, seed)
