@@ -164,10 +164,11 @@ def _moments(mean: float, random: np.random.Generator) -> Iterator[float]:
 
 
 class _Device:
-    """Workers that share a device: those at work with the seconds of their own that are left."""
+    """Workers that share a device: those at work with the seconds of their own that are left, and get in a second."""
 
     def __init__(self) -> None:
         self.left: dict[int, float] = {}
+        self.rates: dict[int, float] = {}
         self.since = 0.0
         self.version = 0
 
@@ -206,6 +207,7 @@ class _Server:
             for worker in workers:
                 if self._chunk[worker] is None:
                     self._begin(worker)
+                    self._plan(self._device[worker])
 
     def _hand_out(self, member: int, workers: Sequence[int], request: int, samples: int) -> None:
         if self._shares is None:
@@ -236,27 +238,28 @@ class _Server:
             self._compute(worker)
 
     def _compute(self, worker: int) -> None:
+        """The device begins with an idle worker's chunk; to be planned afterwards."""
         chunk = self._chunk[worker]
         assert chunk is not None
         device = self._device[worker]
         self._settle(device)
         self._devices[device].left[worker] = self._seconds[worker][chunk[1]] - self._host[worker]
-        self._plan(device)
 
     def _settle(self, index: int) -> None:
         """Let a device's work go on until now."""
         device = self._devices[index]
         passed = self.now - device.since
-        if device.left and passed > 0:
-            self.busy[index] += passed
-            for worker, rate in self._rates(device).items():
-                device.left[worker] -= rate * passed
-        device.since = self.now
+        if passed > 0:
+            if left := device.left:
+                self.busy[index] += passed
+                for worker, rate in device.rates.items():
+                    left[worker] -= rate * passed
+            device.since = self.now
 
     def _rates(self, device: _Device) -> dict[int, float]:
         """Seconds of its own that each worker gets in a second."""
         count = len(device.left)
-        if count == 1:
+        if count < 2:
             return dict.fromkeys(device.left, 1.0)
         own = {worker: self._pairs[self._member[worker]] for worker in device.left}
         members = [self._member[worker] for worker in device.left]
@@ -269,9 +272,12 @@ class _Server:
         """Note when a device's next worker ends."""
         device = self._devices[index]
         device.version += 1
-        if device.left:
-            rates = self._rates(device)
-            wait = min(left / rates[worker] for worker, left in device.left.items())
+        left = device.left
+        if left.keys() != device.rates.keys():
+            device.rates = self._rates(device)
+        if left:
+            rates = device.rates
+            wait = min([seconds / rates[worker] for worker, seconds in left.items()])
             self._push(self.now + max(0.0, wait), index, device.version)
 
     def _push(self, moment: float, device: int, number: int) -> None:
@@ -296,6 +302,7 @@ class _Server:
         _, _, device, number = heapq.heappop(self._events)
         if device < 0:
             self._compute(number)
+            self._plan(self._device[number])
             return []
         self._settle(device)
         left = self._devices[device].left
