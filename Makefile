@@ -42,8 +42,8 @@ bench: .venv/dev tools  ## Side-by-side measurements; their tables go to benchma
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/reconcile.py
 
-bench-allocation: .venv/dev  ## Allocators on simulated V100 nodes; takes long
-	$(BIN)/python benchmarks/allocation.py --hostile --large --jobs $$(nproc)
+bench-allocation: .venv/dev  ## Allocators on simulated V100 nodes; their table goes to benchmarks/RESULTS.md
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/allocation.py --hostile --large --jobs $$(nproc)
 
 nightly: .venv/dev tools  ## What takes longer: five seeds
 	$(BIN)/python -m pytest -m "nightly and not e2e"

@@ -1,4 +1,4 @@
-"""A server made of profiles: every batch of every worker is an event, so that a matrix is tried without devices.
+"""A server made of profiles: batches are events in a simulated time, so that a matrix is tried without devices.
 
 Workers on one device share it (processor sharing), neighbours disturb each other, batches are whole, and the front
 model hands out chunks as the real one does: pulled by free workers, or by the allocation's shares.
@@ -117,7 +117,7 @@ class Simulator:
 
 
 def simulate(truth: Truth, candidate: Candidate, load: Load, seed: int = 0) -> Run:
-    """Run a load against a matrix that fits. O(events·workers of a device)."""
+    """Run a load against a matrix that fits. O(events·workers of a device); batches are events where members pull."""
     server = _Server(truth, candidate)
     arrivals = _arrivals(load, seed)
     began: dict[int, float] = {}
@@ -194,6 +194,9 @@ class _Server:
         queues = members if self._shares is None else len(entries)
         self._queues: list[deque[list[int]]] = [deque() for _ in range(queues)]
         self._chunk: list[tuple[int, int] | None] = [None] * len(entries)  # request, samples
+        self._work = [0.0] * len(entries)  # seconds on the device of that chunk
+        lone = [self._shares is not None or len(self._workers[m]) == 1 for m in self._member]
+        self._undivided = [own and host == 0 for own, host in zip(lone, self._host, strict=True)]
         self._missing: dict[int, int] = {}
         self._events: list[tuple[float, int, int, int]] = []  # moment, order, device or -1, version or worker
         self._order = 0
@@ -225,25 +228,38 @@ class _Server:
         queue = self._queues[self._member[worker] if self._shares is None else worker]
         if not queue:
             return
-        head = queue[0]
-        samples = min(self._batch[worker], head[1])
-        head[1] -= samples
-        if not head[1]:
-            queue.popleft()
-        self._chunk[worker] = (head[0], samples)
+        if self._undivided[worker]:
+            self._chunk[worker], self._work[worker] = self._whole(worker, queue)
+        else:
+            head = queue[0]
+            samples = min(self._batch[worker], head[1])
+            head[1] -= samples
+            if not head[1]:
+                queue.popleft()
+            self._chunk[worker] = (head[0], samples)
+            self._work[worker] = self._seconds[worker][samples] - self._host[worker]
         host = self._host[worker]
         if host > 0:
             self._push(self.now + host, -1, worker)
         else:
             self._compute(worker)
 
+    def _whole(self, worker: int, queue: deque[list[int]]) -> tuple[tuple[int, int], float]:
+        """All chunks of the next request as one, and its seconds: nobody else takes any, and nothing is in between."""
+        request, batch, row = queue[0][0], self._batch[worker], self._seconds[worker]
+        samples, seconds = 0, 0.0
+        while queue and queue[0][0] == request:
+            _, count = queue.popleft()
+            full, rest = divmod(count, batch)
+            samples += count
+            seconds += full * row[batch] + (row[rest] if rest else 0.0)
+        return (request, samples), seconds
+
     def _compute(self, worker: int) -> None:
         """The device begins with an idle worker's chunk; to be planned afterwards."""
-        chunk = self._chunk[worker]
-        assert chunk is not None
         device = self._device[worker]
         self._settle(device)
-        self._devices[device].left[worker] = self._seconds[worker][chunk[1]] - self._host[worker]
+        self._devices[device].left[worker] = self._work[worker]
 
     def _settle(self, index: int) -> None:
         """Let a device's work go on until now."""
