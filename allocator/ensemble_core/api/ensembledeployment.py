@@ -99,6 +99,18 @@ class Optimization(Ruled):
             "self.objective != 'fewest-devices' || self.algorithm == 'guided'",
             lambda o: o.objective != "fewest-devices" or o.algorithm == "guided",
         ),
+        Rule(
+            "matrix",
+            "needs the algorithm guided, and an objective for all devices",
+            "self.matrix.size() == 0 || (self.algorithm == 'guided' && self.objective != 'fewest-devices')",
+            lambda o: not o.matrix or (o.algorithm == "guided" and o.objective != "fewest-devices"),
+        ),
+        Rule(
+            "matrix",
+            "must have as many batchSizes in every row",
+            "self.matrix.all(r, r.batchSizes.size() == self.matrix[0].batchSizes.size())",
+            lambda o: len({len(row.batch_sizes) for row in o.matrix}) <= 1,
+        ),
     )
 
     objective: Literal["throughput", "latency", "throughput-within-latency", "fewest-devices"] = Field(
