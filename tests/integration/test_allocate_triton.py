@@ -228,6 +228,19 @@ def test_a_server_that_dies_between_benchmarks_is_survived(spec: Path, monkeypat
         assert bench(Candidate(Matrix(((32,), (0,))))).samples_per_second > 0
 
 
+def test_a_member_that_takes_more_memory_than_there_is_is_told_with_its_device(spec: Path) -> None:
+    documents = load_documents(spec)
+    ensemble = find_ensemble(documents, overridden(documents.deployment(), BEST_SINGLE, 1))
+    subject = subject_of(ensemble)
+    hungry = replace(subject, members=(hungry_member(ensemble.members[0], spec.parent),))
+    with harness.Triton() as triton:
+        bench = harness.Bench(hungry, ensemble.signature, pace_of(subject, profiles_of(ensemble, subject)), triton)
+        failed = bench(Candidate(Matrix(((0,), (8,)))))
+    assert (failed.samples_per_second, failed.device) == (0, 1)
+    assert failed.reason is not None
+    assert "hungry--cpu1--b8" in failed.reason
+
+
 def test_members_whose_processes_cannot_start_end_it_at_once_in_their_own_words(
     spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,6 +258,25 @@ def test_members_whose_processes_cannot_start_end_it_at_once_in_their_own_words(
 def broken_member(member: Member, folder: Path) -> Member:
     (folder / "broken.onnx").write_bytes(b"no network")
     return member.model_copy(update={"model_id": "broken", "onnx": str(folder / "broken.onnx")})
+
+
+def hungry_member(member: Member, folder: Path) -> Member:
+    """The network, with 2^50 numbers beside it when it runs."""
+    model = onnx.load(member.onnx)
+    output = model.graph.node[-1].output[0]
+    model.graph.node[-1].output[0] = "lean"
+    model.graph.node.extend(
+        [
+            helper.make_node("Shape", ["INPUT"], ["shape"], start=0, end=1),
+            helper.make_node("Mul", ["shape", "many"], ["much"]),
+            helper.make_node("ConstantOfShape", ["much"], ["zeros"]),
+            helper.make_node("ReduceMax", ["zeros"], ["zero"], keepdims=0),
+            helper.make_node("Add", ["lean", "zero"], [output]),
+        ]
+    )
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([2**50]), "many"))
+    onnx.save(model, folder / "hungry.onnx")
+    return member.model_copy(update={"model_id": "hungry", "onnx": str(folder / "hungry.onnx")})
 
 
 def without(text: str, old: str, new: str) -> str:

@@ -17,7 +17,7 @@ TRUST = 1.0  # observations that the assumption of a device's pace is worth
 PRIOR = 3.0  # likewise of interference
 GRID = (0.0, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3)  # of interference, where the server does not tell how busy devices are
 ENOUGH = 4  # candidates for that
-FULL = 0.5  # of a device's memory that must have been asked for if a failure is to be blamed on it
+FULL = 0.5  # of a device's memory that must have been asked for if a failure that names none is to be blamed on it
 MOST = 1.5  # by which memory estimates grow at most
 
 
@@ -81,7 +81,7 @@ def _with_memory(problem: Problem, seen: Seen) -> Problem:
         for failed in (measured for measured in measurements if measured.samples_per_second <= 0):
             filled = problem.used(problem.indices(candidate.matrix)) / problem.capacity
             device = int(filled.argmax()) if failed.device is None else failed.device
-            if filled[device] >= FULL:
+            if failed.device is not None or filled[device] >= FULL:
                 alike = np.array([kind == problem.kinds[device] for kind in problem.kinds])
                 growth[alike] = np.maximum(growth[alike], min(MOST, 1.001 / filled[device]))
     return replace(problem, needs=problem.needs * growth[:, None, None])

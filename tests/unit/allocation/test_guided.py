@@ -137,6 +137,33 @@ def test_too_little_memory_is_a_lesson() -> None:
     assert learnt.fits(learnt.indices(start.matrix))
 
 
+def test_a_device_is_blamed_if_the_server_names_it_or_if_it_is_rather_full() -> None:
+    case = problem([4.0, 4.0, 4.0], devices=2, memory=100.0, need=30.0)
+    light, heavy = (Candidate(Matrix(rows)) for rows in (((8, 0, 0), (0, 8, 0)), ((8, 8, 0), (0, 0, 8))))
+    unclear, told = Measured(0.0, reason="it died"), Measured(0.0, reason="out of memory", device=0)
+    assert (fitted(case, {light: [unclear]}).needs == case.needs).all()
+    assert fitted(case, {light: [told]}).needs[0, 0, 0] == pytest.approx(30 * 1.5)
+    for lesson in (unclear, told):
+        assert fitted(case, {heavy: [lesson]}).needs[1, 0, 0] == pytest.approx(50.05)
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_incumbent_that_cannot_be_served_any_more_is_replaced(failing: int) -> None:
+    """With the device that lacks memory told or not."""
+    case = problem([2.0, 3.0], devices=2)
+    incumbent = Candidate(Matrix(((32, 32), (0, 32))))
+
+    def bench(candidate: Candidate, repeat: int = 0) -> Measured:
+        if candidate == incumbent:
+            return Measured(0.0, reason="out of memory", device=0 if failing else None)
+        return Measured(100.0)
+
+    found = guided(case, Candidate(Matrix(((8, 0), (0, 8)))), incumbent, bench, Throughput(), 6, seed=0)
+    assert found is not None
+    assert found.best != incumbent
+    assert found.score == 100.0
+
+
 def test_a_server_that_serves_nothing() -> None:
     case = problem([2.0, 3.0], devices=2)
 
