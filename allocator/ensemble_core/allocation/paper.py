@@ -20,6 +20,7 @@ from ensemble_core.library.records import Profile
 
 LOAD = Load(in_flight=3, samples=1024, requests=24)
 MOST_DEVICES = 1024
+ROUTING = ("each worker gets its share of the samples", "free workers pull the next batch")
 
 
 @dataclass(frozen=True)
@@ -159,28 +160,45 @@ def plan(case: Case, max_benchmarks: int, seed: int, required: float | None = No
 
 
 def _lack(problem: Problem, members: Sequence[str]) -> str:
-    least = problem.needs.min(axis=(0, 2))
-    return f"{len(members)} members need {least.sum():,.0f} MiB of {problem.capacity.sum():,.0f}, in pieces"
+    least, capacity = problem.needs.min(axis=(0, 2)).sum(), problem.capacity.sum()
+    return (
+        f"{len(members)} members take {least:,.0f} MiB at the smallest batch sizes, each in one piece; "
+        f"the devices have {capacity:,.0f} MiB together"
+    )
 
 
 def lines(case: Case, found: Planned) -> list[str]:
-    """The plan as text: a summary, and what runs on each device."""
-    devices = ", ".join(f"{group.count} × {group.kind}" for group in case.groups)
-    routing = "by free workers" if found.candidate.shares is None else "by shares"
-    text = [
-        f"{len(case.members)} members on {devices}: {found.throughput:,.0f} samples/s simulated, "
-        f"{found.throughput / found.bound:.0%} of the bound {found.bound:,.0f}; samples are routed {routing}; "
-        f"{found.benchmarks} benchmarks simulated"
+    """The plan as text: what comes of it, and for each device what runs there."""
+    matrix, problem = found.candidate.matrix, case.problem
+    used = problem.used(problem.indices(matrix))
+    rows = [
+        (name, f"{used[device]:,.0f} of {problem.capacity[device]:,.0f}", _workers(case, found.candidate, device))
+        for device, name in enumerate(case.names)
     ]
-    width = max(map(len, case.names))
-    for device, row in zip(case.names, range(case.problem.devices), strict=True):
-        runs = [
-            f"{case.members[member]}@{size}{_share(found.candidate, row, member)}"
-            for member, size in enumerate(found.candidate.matrix.batch_sizes[row])
-            if size
-        ]
-        text.append(f"  {device:<{width}}  {', '.join(runs) or '-'}")
-    return text
+    share, count = found.throughput / found.bound, len(case.members)
+    devices = ", ".join(f"{group.count} × {group.kind}" for group in case.groups)
+    text = [
+        f"{count} member{'s' * (count != 1)} on {devices}",
+        f"  throughput  {found.throughput:,.0f} samples/s, simulated; {share:.0%} of the bound",
+        f"  bound       {found.bound:,.0f} samples/s of all devices",
+        f"  devices     {sum(any(row) for row in matrix.batch_sizes)} of {matrix.devices} used",
+        f"  routing     {ROUTING[found.candidate.shares is None]}",
+        f"  benchmarks  {found.benchmarks}, simulated",
+        "",
+    ]
+    head = ("device", "memory, MiB", "member@batch size (share of its samples, if it is on several devices)")
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(2)]
+    return text + [
+        f"  {name:<{widths[0]}}  {memory:>{widths[1]}}  {workers}".rstrip() for name, memory, workers in (head, *rows)
+    ]
+
+
+def _workers(case: Case, candidate: Candidate, device: int) -> str:
+    return ", ".join(
+        f"{case.members[member]}@{size}{_share(candidate, device, member)}"
+        for member, size in enumerate(candidate.matrix.batch_sizes[device])
+        if size
+    )
 
 
 def _share(candidate: Candidate, device: int, member: int) -> str:

@@ -138,11 +138,11 @@ def test_too_little_memory_is_a_lesson() -> None:
 
 
 def test_a_device_is_blamed_if_the_server_names_it_or_if_it_is_rather_full() -> None:
-    case = problem([4.0, 4.0, 4.0], devices=2, memory=100.0, need=30.0)
-    light, heavy = (Candidate(Matrix(rows)) for rows in (((8, 0, 0), (0, 8, 0)), ((8, 8, 0), (0, 0, 8))))
+    case = problem([4.0, 4.0], devices=2, memory=100.0, need=40.0)
+    light, heavy = (Candidate(Matrix(rows)) for rows in (((8, 0), (0, 8)), ((8, 8), (0, 8))))
     unclear, told = Measured(0.0, reason="it died"), Measured(0.0, reason="out of memory", device=0)
     assert (fitted(case, {light: [unclear]}).needs == case.needs).all()
-    assert fitted(case, {light: [told]}).needs[0, 0, 0] == pytest.approx(30 * 1.5)
+    assert fitted(case, {light: [told]}).needs[0, 0, 0] == pytest.approx(40 * 1.5)
     for lesson in (unclear, told):
         assert fitted(case, {heavy: [lesson]}).needs[1, 0, 0] == pytest.approx(50.05)
 

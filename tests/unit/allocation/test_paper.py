@@ -42,16 +42,23 @@ def test_devices_that_cannot_be_read(text: str, problem: str) -> None:
 
 def test_the_plan_tells_throughput_bound_and_every_device(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--devices", "2xV100-16GB", "--ensemble", "IMN1", "--max-benchmarks", "3") == 0
-    summary, *rows = capsys.readouterr().out.splitlines()
-    assert "1 members on 2 × V100-16GB" in summary
-    assert "samples/s simulated, 100% of the bound 272" in summary
-    assert [row.split()[:2] for row in rows] == [["gpu0", "ResNet152@128"], ["gpu1", "ResNet152@128"]]
+    text = capsys.readouterr().out
+    assert text.startswith("1 member on 2 × V100-16GB\n")
+    assert "  throughput  272 samples/s, simulated; 100% of the bound\n" in text
+    assert "  bound       272 samples/s of all devices\n" in text
+    assert "  devices     2 of 2 used\n" in text
+    head, first, second = text.splitlines()[-3:]
+    assert head.split()[:3] == ["device", "memory,", "MiB"]
+    memory = calibrated_case("IMN1", parse_devices("1xV100-16GB")).problem.needs[0, 0, -1]
+    assert first.split()[:5] == ["gpu0", f"{memory:,.0f}", "of", "16,384", "ResNet152@128"]
+    assert second.split()[0] == "gpu1"
 
 
 def test_the_fewest_devices_for_a_rate() -> None:
     case = calibrated_case("IMN1", parse_devices("4xV100-16GB"))
     found = plan(case, 6, 0, required=250.0)
-    assert sum("ResNet152" in line for line in lines(case, found)[1:]) == 2
+    assert sum("ResNet152" in line for line in lines(case, found)) == 2
+    assert "  devices     2 of 4 used" in lines(case, found)
     with pytest.raises(UserError, match=r"1000 samples/s are more than the 54\d found"):
         plan(case, 6, 0, required=1000.0)
 
@@ -61,7 +68,9 @@ def test_what_cannot_be_planned() -> None:
         run("--devices", "1xCPU", "--ensemble", "IMN5")
     with pytest.raises(UserError, match="other is none of V100-16GB, CPU"):
         run("--devices", "1xother:100")
-    with pytest.raises(UserError, match=r"cannot hold the members: 4 members need .* MiB of 16,384"):
+    with pytest.raises(
+        UserError, match=r"cannot hold the members: 4 members take .* MiB .*; the devices have 16,384 MiB"
+    ):
         run("--devices", "1xV100-16GB", "--ensemble", "IMN4", "--max-benchmarks", "1")
     with pytest.raises(UserError, match="0 must be at least 1"):
         run("--devices", "1xCPU", "--max-benchmarks", "0")
