@@ -127,6 +127,7 @@ class Bench:
                     samples_per_second=found.throughput,
                     spread=found.spread,
                     foreign_cores=found.foreign_cores,
+                    client_cores=found.client_cores,
                     latency_seconds=(found.p50, found.p90, found.p99),
                 )
         told = "\n".join(reason.splitlines()[:LINES])

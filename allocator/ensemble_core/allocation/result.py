@@ -25,6 +25,7 @@ class Throughput(Frozen):
     samples_per_second: float = Field(ge=0)  # 0: the server could not load or run it
     spread: float = Field(0, ge=0)  # (largest - smallest) / median of the windows measured
     foreign_cores: float = Field(0, ge=0)  # CPU cores that other processes used meanwhile
+    client_cores: float = Field(0, ge=0)  # CPU cores that the load generator used, one at most
     how: Literal["measured"] = "measured"
     reason: str | None = None  # of a 0
     device: int | None = Field(None, ge=0)  # row that had too little memory, where the server tells

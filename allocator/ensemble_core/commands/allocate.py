@@ -22,10 +22,12 @@ from ensemble_core.allocation.prepare import (
     speeds_of,
     subject_of,
 )
-from ensemble_core.allocation.result import AllocationResult, Benchmark, Subject
+from ensemble_core.allocation.result import AllocationResult, Benchmark, Subject, Throughput
 from ensemble_core.api.documents import load_documents
 from ensemble_core.report import CommandError, Report, add_report_arguments, run_reported
 from ensemble_core.serving import footprint
+
+CLIENT_BUSY = 0.9  # of a core, from which the load generator may be what is measured
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,8 +94,21 @@ class Progress:
             stage="benchmarks", done=done, total=self._total, note=f"best so far {self._best:,.0f} samples/s"
         )
         print(f"benchmark {done} of at most {self._total}: {speed:,.0f} samples/s, best {self._best:,.0f}", flush=True)
-        if reason := benchmark.throughput.reason:
-            print(f"  could not be served: {reason}", flush=True)
+        for line in remarks(benchmark.throughput):
+            print(f"  {line}", flush=True)
+
+
+def remarks(throughput: Throughput) -> list[str]:
+    """What one should know of a measurement."""
+    found = []
+    if throughput.reason:
+        found.append(f"could not be served: {throughput.reason}")
+    if throughput.client_cores >= CLIENT_BUSY:
+        found.append(
+            f"the load generator used {throughput.client_cores:.2f} of the one core that it can use: "
+            "the server could perhaps answer more"
+        )
+    return found
 
 
 def summary(found: AllocationResult, plan: Plan, memory: Memory) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.pace import Pace
 from ensemble_core.allocation.plan import Plan
 from ensemble_core.allocation.result import Subject, Throughput
+from ensemble_core.commands.allocate import remarks
 from ensemble_core.library.records import Signature
 from ensemble_core.serving.errors import LoadError, ServingError
 from ensemble_core.serving.load import Measurement, Window
@@ -51,7 +52,7 @@ def test_a_matrix_is_applied_and_measured_under_the_settings_of_the_spec(make_su
     server = Server()
     throughput = Bench(make_subject(secondsPerBenchmark=1.5), SIGNATURE, PACE, server)(CANDIDATE)
     assert throughput == Throughput(
-        samples_per_second=640.0, spread=0.02, foreign_cores=0.01, latency_seconds=(0.1, 0.1, 0.1)
+        samples_per_second=640.0, spread=0.02, foreign_cores=0.01, client_cores=0.1, latency_seconds=(0.1, 0.1, 0.1)
     )
     (plan,) = server.applied
     assert [(worker.device, worker.member, worker.batch_size) for worker in plan.workers] == [
@@ -98,6 +99,13 @@ def test_a_device_that_has_too_little_memory_is_told(
 def test_no_server_says_nothing_about_a_matrix(make_subject: Callable[..., Subject]) -> None:
     with pytest.raises(NoServerError):
         Bench(make_subject(), SIGNATURE, PACE, Server(NoServerError("not installed")))(CANDIDATE)
+
+
+def test_what_one_should_know_of_a_measurement_is_told() -> None:
+    assert remarks(Throughput(samples_per_second=640.0, client_cores=0.5)) == []
+    assert remarks(Throughput(samples_per_second=0, reason="it died")) == ["could not be served: it died"]
+    (told,) = remarks(Throughput(samples_per_second=640.0, client_cores=0.97))
+    assert told.startswith("the load generator used 0.97 of the one core that it can use")
 
 
 def test_images_are_of_the_signature_and_always_the_same() -> None:
