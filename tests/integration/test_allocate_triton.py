@@ -34,7 +34,7 @@ from ensemble_core.allocation.prepare import (
 )
 from ensemble_core.api.documents import load_documents
 from ensemble_core.api.ensembleselection import BEST_SINGLE
-from ensemble_core.commands import allocate, profile, select
+from ensemble_core.commands import allocate, plan, profile, select
 from ensemble_core.errors import UserError
 from ensemble_core.library.library import Library
 from ensemble_core.library.records import SPLITS, ModelRecord, Origin, Signature, Split
@@ -192,6 +192,23 @@ def test_the_default_algorithm_measures_few_and_begins_with_the_incumbent(
     assert found.bound is not None
     assert found.bound > 0
     assert "of the bound by profiles" in capsys.readouterr().out
+
+
+def test_the_same_members_are_planned_on_more_devices_by_their_profiles(
+    spec: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    documents = load_documents(spec)
+    kind = subject_of(find_ensemble(documents, documents.deployment())).devices[0].device_type
+    assert verb(allocate, "--spec", str(spec)) == 0
+    monkeypatch.setattr(harness, "TritonServer", Refused)
+    capsys.readouterr()
+    assert verb(plan, "--spec", str(spec), "--devices", f"5x{kind}:1024", "--max-benchmarks", "3") == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"2 members on 5 × {kind}\n")
+    assert all(f"tiny-000{seed}@" in text for seed in (1, 2))
+    assert [line.split()[0] for line in text.splitlines()[-5:]] == [f"cpu{i}" for i in range(5)]
+    with pytest.raises(UserError, match="has no profile on gpu-other, but on"):
+        verb(plan, "--spec", str(spec), "--devices", "1xgpu-other:1024")
 
 
 def test_the_best_single_model_is_allocated_alone(spec: Path) -> None:
