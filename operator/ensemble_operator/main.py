@@ -82,7 +82,7 @@ async def live(settings: Settings, configuration: Configuration, told: metrics.M
     except Exception as failure:
         # kopf gives up its watches for good on errors that pass: in the midst of a stream, or when a kind goes.
         if engine.error() is None:
-            log.write("warning", f"cannot watch custom resources: {failure}; starts anew")
+            log.write("warning", f"cannot watch custom resources: {failure}; starts anew", failure)
             await asyncio.sleep(RETRY_SECONDS)
             return True
     if (error := engine.error()) is not None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tests.e2e.cluster import Manifest, Namespace, until
 from tests.e2e.conftest import Images
+from tests.e2e.pods import container, pod
 
 HTTP_PORT = 8000
 FIRST_SECONDS = 60.0
@@ -72,33 +73,6 @@ def asking(namespace: Namespace, images: Images, model: str = "digits") -> Itera
 
 
 def _pod(image: str, url: str) -> Manifest:
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": "asker"},
-        "spec": {
-            "restartPolicy": "Never",
-            "automountServiceAccountToken": False,
-            "enableServiceLinks": False,
-            "securityContext": {
-                "runAsNonRoot": True,
-                "runAsUser": 65532,
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
-            "containers": [
-                {
-                    "name": "asker",
-                    "image": image,
-                    "command": ["python", f"/script/{SCRIPT.name}", url],
-                    "resources": {"requests": {"cpu": "10m", "memory": "64Mi"}},
-                    "securityContext": {
-                        "allowPrivilegeEscalation": False,
-                        "readOnlyRootFilesystem": True,
-                        "capabilities": {"drop": ["ALL"]},
-                    },
-                    "volumeMounts": [{"name": "script", "mountPath": "/script"}],
-                }
-            ],
-            "volumes": [{"name": "script", "configMap": {"name": "asker"}}],
-        },
-    }
+    command = ["python", f"/script/{SCRIPT.name}", url]
+    asks = container("asker", image, [{"name": "script", "mountPath": "/script"}], command=command)
+    return pod("asker", [asks], [{"name": "script", "configMap": {"name": "asker"}}])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tests.e2e.cluster import Manifest, Namespace
 from tests.e2e.conftest import Images
+from tests.e2e.pods import container, pod
 
 GRPC_PORT, HTTP_PORT = 8001, 8000
 POD_SECONDS = 120.0
@@ -92,51 +93,19 @@ class Client:
 
     def _run(self, name: str, before: Sequence[tuple[str, str, list[str]]], last: tuple[str, str, list[str]]) -> str:
         """What a pod prints that runs some containers one after the other; it is gone afterwards."""
-        pod = {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {"name": name},
-            "spec": {
-                "restartPolicy": "Never",
-                "automountServiceAccountToken": False,
-                "enableServiceLinks": False,
-                "securityContext": {
-                    "runAsNonRoot": True,
-                    "runAsUser": 65532,
-                    "fsGroup": 65532,
-                    "seccompProfile": {"type": "RuntimeDefault"},
-                },
-                "initContainers": [self._container(*one) for one in before],
-                "containers": [self._container(*last)],
-                "volumes": [
-                    {"name": "tmp", "emptyDir": {}},
-                    {"name": "samples", "emptyDir": {}},
-                    {"name": "client", "configMap": {"name": "client", "optional": True}},
-                    *self.volumes,
-                ],
-            },
-        }
-        self.namespace.apply(pod)
+        volumes: list[Manifest] = [
+            {"name": "tmp", "emptyDir": {}},
+            {"name": "samples", "emptyDir": {}},
+            {"name": "client", "configMap": {"name": "client", "optional": True}},
+            *self.volumes,
+        ]
+        first = [self._container(*one) for one in before]
+        self.namespace.apply(pod(name, [self._container(*last)], volumes, initContainers=first))
         said = self.namespace.wait_pod(name, POD_SECONDS)
         self.namespace.kubectl("delete", "pod", name, "--grace-period=0", "--force")
         return said
 
     def _container(self, name: str, image: str, command: list[str]) -> Manifest:
-        return {
-            "name": name,
-            "image": image,
-            "command": command,
-            "env": [{"name": "ENSEMBLE_CACHE", "value": "/tmp/cache"}, *self.env],
-            "resources": {"requests": {"cpu": "10m", "memory": "64Mi"}},
-            "securityContext": {
-                "allowPrivilegeEscalation": False,
-                "readOnlyRootFilesystem": True,
-                "capabilities": {"drop": ["ALL"]},
-            },
-            "volumeMounts": [
-                {"name": "tmp", "mountPath": "/tmp"},
-                {"name": "samples", "mountPath": "/samples"},
-                {"name": "client", "mountPath": "/client"},
-                *self.mounts,
-            ],
-        }
+        mounts = [{"name": volume, "mountPath": f"/{volume}"} for volume in ("tmp", "samples", "client")]
+        env = [{"name": "ENSEMBLE_CACHE", "value": "/tmp/cache"}, *self.env]
+        return container(name, image, [*mounts, *self.mounts], command=command, env=env)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from tests.e2e.client_pod import Client
 from tests.e2e.cluster import Manifest, Namespace, run
 from tests.e2e.conftest import Images
+from tests.e2e.pods import container, pod
 
 VOLUME: Manifest = {"name": "library", "persistentVolumeClaim": {"claimName": "libraries"}}
 MOUNT: Manifest = {"name": "library", "mountPath": "/library"}
@@ -20,11 +21,6 @@ def on_claim(namespace: Namespace, images: Images) -> Client:
     return Client(namespace, images, "/library/digits", volumes=[VOLUME], mounts=[MOUNT])
 
 
-RESTRICTED: Manifest = {
-    "allowPrivilegeEscalation": False,
-    "readOnlyRootFilesystem": True,
-    "capabilities": {"drop": ["ALL"]},
-}
 # Where this pod's files are on its node: the kubelet keeps the pod's volumes beside its /etc/hosts.
 PLACE = """
 import pathlib
@@ -105,33 +101,9 @@ def small_volume(namespace: Namespace, images: Images, mebibytes: int) -> Iterat
 
 
 def _keeper(image: str, mebibytes: int) -> Manifest:
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": "room"},
-        "spec": {
-            "automountServiceAccountToken": False,
-            "enableServiceLinks": False,
-            "terminationGracePeriodSeconds": 1,
-            "securityContext": {
-                "runAsNonRoot": True,
-                "runAsUser": 65532,
-                "fsGroup": 65532,
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
-            "containers": [
-                {
-                    "name": "room",
-                    "image": image,
-                    "command": ["sleep", "infinity"],
-                    "resources": {"requests": {"cpu": "10m", "memory": "64Mi"}},
-                    "securityContext": RESTRICTED,
-                    "volumeMounts": [{"name": "room", "mountPath": "/room"}],
-                }
-            ],
-            "volumes": [{"name": "room", "emptyDir": {"medium": "Memory", "sizeLimit": f"{mebibytes}Mi"}}],
-        },
-    }
+    keeps = container("room", image, [{"name": "room", "mountPath": "/room"}], command=["sleep", "infinity"])
+    volume = {"name": "room", "emptyDir": {"medium": "Memory", "sizeLimit": f"{mebibytes}Mi"}}
+    return pod("room", [keeps], [volume])
 
 
 # --- S3 -------------------------------------------------------------------------------------------------------------
@@ -165,29 +137,16 @@ def serve_s3_with_keys(namespace: Namespace, images: Images) -> dict[str, str]:
         "metadata": {"name": "s3"},
         "spec": {"selector": {"app": "s3"}, "ports": [{"port": 9000}]},
     }
-    pod: Manifest = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": "s3", "labels": {"app": "s3"}},
-        "spec": {
-            "automountServiceAccountToken": False,
-            "enableServiceLinks": False,
-            "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
-            "containers": [
-                {
-                    "name": "s3",
-                    "image": images.s3,
-                    "securityContext": RESTRICTED,
-                    "env": [{"name": name, "value": value} for name, value in variables.items()],
-                    "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}},
-                    "readinessProbe": {"tcpSocket": {"port": 9000}, "periodSeconds": 1},
-                    "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
-                }
-            ],
-            "volumes": [{"name": "tmp", "emptyDir": {}}],
-        },
-    }
-    namespace.apply(service, pod)
+    server = container(
+        "s3",
+        images.s3,
+        [{"name": "tmp", "mountPath": "/tmp"}],
+        env=[{"name": name, "value": value} for name, value in variables.items()],
+        readinessProbe={"tcpSocket": {"port": 9000}, "periodSeconds": 1},
+    )
+    runs = pod("s3", [server], [{"name": "tmp", "emptyDir": {}}])
+    runs["metadata"]["labels"] = {"app": "s3"}
+    namespace.apply(service, runs)
     namespace.kubectl("wait", "pod/s3", "--for=condition=Ready", "--timeout=60s")
     keys: dict[str, str] = json.loads(namespace.kubectl("exec", "s3", "--", "python", "-c", MAKE_USER))
     return keys

@@ -26,6 +26,19 @@ BACK_SECONDS = 300.0
 TOLD_SECONDS = 240.0  # a pod that has no room is given a minute before a person is asked to look
 QUIET_SECONDS = 60.0
 REST_SECONDS = 10.0
+REVIVED_SECONDS = 120.0
+KILL = """
+import os, pathlib, signal, sys
+for line in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+    try:
+        program, *arguments = line.read_bytes().decode().split("\\0")
+    except OSError:  # it has ended meanwhile
+        continue
+    if program.endswith("triton_python_backend_stub") and any(one.startswith(sys.argv[1]) for one in arguments):
+        os.kill(int(line.parent.name), signal.SIGKILL)
+        print("killed")
+        break
+"""
 REPORT_SECONDS = 360.0  # a report is written again every five minutes
 NOWHERE = "registry.invalid/core:1"
 
@@ -97,6 +110,21 @@ def test_children_deleted_by_hand_come_back(served: Namespace, operator: Release
         until("it is told what is loaded", 60, lambda: (served.get(KIND, NAME) or {})["status"].get("loaded"))
         with asking(served, images) as asks:
             asks.wait_answers(3, 60)
+            asks.check()
+
+
+def test_models_whose_processes_die_are_revived(served: Namespace, operator: Release, images: Images) -> None:
+    """A member by the agent beside the server; the front model by a new start of the server, which nobody else can."""
+    with operator.explained(served):
+        [one, _], before = copies(served), restarts(served)
+        assert killed(served, one, "m-0--") == "killed"
+        served.wait_told(KIND, NAME, Told("Ready", "True", "Serving", ("revived dead models",)), REVIVED_SECONDS)
+        assert restarts(served) == before
+        assert killed(served, one, f"{NAME}_") == "killed"
+        until("the server has started again", REVIVED_SECONDS, lambda: restarts(served) == before + 1 or None)
+        until("both copies answer", REVIVED_SECONDS, lambda: answering(served, 2))
+        with asking(served, images) as asks:
+            asks.wait_answers(5, 60)
             asks.check()
 
 
@@ -193,6 +221,16 @@ def answering(namespace: Namespace, count: int, without: str = "") -> bool | Non
 
 def is_ready(pod: Manifest) -> bool:
     return any((one["type"], one["status"]) == ("Ready", "True") for one in pod["status"].get("conditions", ()))
+
+
+def killed(namespace: Namespace, pod: str, model: str) -> str:
+    """End the process of a model of that prefix at once."""
+    return namespace.kubectl("exec", pod, "--container=triton", "--", "python", "-c", KILL, model).strip()
+
+
+def restarts(namespace: Namespace) -> int:
+    """How often containers of the serving pods have ended by themselves."""
+    return sum(one["restartCount"] for pod in namespace.pods(SERVING) for one in pod["status"]["containerStatuses"])
 
 
 def ready_message(namespace: Namespace) -> str:
