@@ -10,7 +10,7 @@ The thesis's section 8.3 sets the problem; `benchmarks/allocation.py` compares w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -65,6 +65,7 @@ class Ledger:
     limit: int
     weights: bool
     made: int = 0
+    failed: bool = False  # the last one
     seen: dict[Candidate, list[Measured]] = field(default_factory=dict)
 
     @property
@@ -75,6 +76,7 @@ class Ledger:
         taken = self.seen.setdefault(candidate, [])
         taken.append(self.bench(candidate, len(taken)))
         self.made += 1
+        self.failed = taken[-1].samples_per_second <= 0
 
     def score(self, candidate: Candidate) -> float:
         """Mean of its measurements; 0 if one failed."""
@@ -150,10 +152,12 @@ def _explore(problem: Problem, ledger: Ledger, seed: int, enough: float) -> None
         if any(ledger.score(candidate) >= enough for candidate in ledger.seen):
             return
         known = fitted(problem, ledger.seen)
-        if turn % PROPOSE_EVERY == 0:
-            pool = _unique(known, [*pool, *proposals(known, ledger, seed + turn)])
+        due = turn % PROPOSE_EVERY == 0 or ledger.failed
+        promising = None if due else _most_promising(known, pool, ledger)
+        if promising is None:  # what was proposed is measured, or does not fit by what has been learnt
+            pool = _unique(known, filter(known.fits, [*pool, *proposals(known, ledger, seed + turn)]))
             pool = sorted(pool, key=lambda indices: -_promise(known, indices, ledger))[:POOL]
-        promising = _most_promising(known, pool, ledger)
+            promising = _most_promising(known, pool, ledger)
         if promising is None:
             return
         ledger.ask(promising)
@@ -193,7 +197,7 @@ def effort_for(problem: Problem) -> Effort:
     return Effort(usual.chains, moves) if moves >= 50 else Effort(1, 0)
 
 
-def _unique(problem: Problem, pool: Sequence[Indices]) -> list[Indices]:
+def _unique(problem: Problem, pool: Iterable[Indices]) -> list[Indices]:
     """Each matrix once; of those that differ in the order of like devices alone, one."""
     return list({canonical(problem, indices).tobytes(): canonical(problem, indices) for indices in pool}.values())
 

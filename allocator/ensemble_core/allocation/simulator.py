@@ -146,7 +146,7 @@ def simulate(truth: Truth, candidate: Candidate, load: Load, seed: int = 0) -> R
     warm = int(WARM_UP * load.requests) if load.requests > 1 else 0
     start = ends[warm - 1][0] if warm else 0.0
     throughput = (len(ends) - warm) * load.samples / (ends[-1][0] - start)
-    busy = tuple(seconds / server.now for seconds in server.busy)
+    busy = tuple(seconds / server.now for seconds in server.worked())
     return Run(throughput, np.array([latency for _, latency in ends[warm:]]), busy)
 
 
@@ -286,6 +286,7 @@ class _Server:
 
     def _plan(self, index: int) -> None:
         """Note when a device's next worker ends."""
+        self._settle(index)
         device = self._devices[index]
         device.version += 1
         left = device.left
@@ -299,6 +300,12 @@ class _Server:
     def _push(self, moment: float, device: int, number: int) -> None:
         self._order += 1
         heapq.heappush(self._events, (moment, self._order, device, number))
+
+    def worked(self) -> list[float]:
+        """Seconds that each device has worked until now."""
+        for device in range(len(self._devices)):
+            self._settle(device)
+        return self.busy
 
     def next_event(self) -> float:
         """Its moment; infinite if nothing is going on."""

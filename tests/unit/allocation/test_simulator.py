@@ -43,6 +43,16 @@ def test_shares_are_kept() -> None:
     assert run.busy[0] == pytest.approx(0.5, abs=0.05)
 
 
+def test_devices_work_just_as_long_as_what_they_do_takes() -> None:
+    """Requests come while the first device works and its second worker, with few of the samples, has nothing."""
+    case = problem([2.0, 2.0], 2)
+    calm = Problem(**{**vars(case), "interference": 0.0})
+    candidate = Candidate(Matrix(((32, 32), (0, 32))), ((1.0, 0.05), (0.0, 0.95)))
+    run = simulate(truth_of(calm), candidate, Load(samples=96, requests=400, rate=250))
+    assert run.busy[0] / run.busy[1] == pytest.approx(1.05 / 0.95, rel=0.01)
+    assert run.busy[1] == pytest.approx(250 * 0.95 * 2.25e-3, rel=0.25)  # as many as chance sends
+
+
 def test_a_slow_client_waits_only_for_the_work() -> None:
     alone = problem([2.0], 1)
     run = simulate(truth_of(alone), Candidate(Matrix(((32,),))), Load(samples=32, requests=40, rate=44.4))
