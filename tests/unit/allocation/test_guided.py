@@ -137,6 +137,19 @@ def test_too_little_memory_is_a_lesson() -> None:
     assert learnt.fits(learnt.indices(start.matrix))
 
 
+def test_after_a_lesson_other_matrices_are_proposed() -> None:
+    """Batches of 32 take more than there is: all that was proposed has them, and the search goes on without."""
+    case = problem([2.0, 2.0], devices=4)
+    case = Problem(**{**vars(case), "needs": case.needs * np.array([1.0, 3.0])})  # 30 and 90 of 100 MiB
+    bench = Simulator(with_needs(case, 1.15), LOAD)
+    start = Candidate(Matrix(((8, 0), (0, 8), (0, 0), (0, 0))))
+    found = guided(case, start, None, bench, Throughput(), 12, seed=0)
+    assert found is not None
+    failures = [candidate for candidate, _ in bench.asked if bench.truth.full(candidate) is not None]
+    assert len(failures) == 1
+    assert bench.exact(found.best).throughput > 1.9 * bench.exact(start).throughput
+
+
 def test_a_device_is_blamed_if_the_server_names_it_or_if_it_is_rather_full() -> None:
     case = problem([4.0, 4.0], devices=2, memory=100.0, need=40.0)
     light, heavy = (Candidate(Matrix(rows)) for rows in (((8, 0), (0, 8)), ((8, 8), (0, 8))))
