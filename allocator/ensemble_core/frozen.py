@@ -21,6 +21,13 @@ class Frozen(BaseModel):
         """The JSON object it was parsed from, without fields that were left out and have no default."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
+    def essence(self) -> dict[str, Any]:
+        """The part of it that is not as by default: a field that a later release adds, with a default, changes nothing.
+
+        A digest of it names the same wish in all releases, which one of `document()` does not.
+        """
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
+
 
 def canonical(content: Any) -> bytes:
     """One byte string per JSON value: sorted keys, no spaces, UTF-8."""

@@ -5,7 +5,8 @@
      error{field, value, allowed, message, logTail}}
 
 A thread of its own writes the newest content at the target's pace, so that the work never waits for storage; the last
-content is written by the caller's thread and retried until stored or out of patience. `Succeeded` and `Failed` are
+content is written by the caller's thread and retried until stored or out of patience; a success that was not stored
+does not end as one, so that the command is tried again. `Succeeded` and `Failed` are
 the work's own verdicts. What was cut off from outside, by a signal or an outage, stays `Running` with the note
 `interrupted`: the same command continues.
 """
@@ -34,7 +35,9 @@ from ensemble_core.errors import OutageError, UserError
 from ensemble_core.library.searches import Fenced
 
 SCHEMA_VERSION = 1
+REPORT_KEY = "report.json"
 MAX_BYTES = 64 * 1024
+MAX_LEFT_BYTES = 8 * MAX_BYTES  # half of what a ConfigMap may hold
 MAX_LOG_TAIL = 4 * 1024
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 INTERRUPTED = "interrupted"
@@ -85,18 +88,27 @@ class FileSink:
 
 @dataclass(frozen=True)
 class ConfigMapSink:
-    """The key `report.json` of a ConfigMap, patched through the API server of the cluster this process runs in."""
+    """A key of a ConfigMap, patched through the API server of the cluster this process runs in."""
 
     namespace: str
     name: str
     host: str
     port: int
     account: Path = SERVICE_ACCOUNT
+    key: str = REPORT_KEY
     interval: float = 10.0
     patience: float = 120.0
     repeat: float = 300.0
 
     def write(self, data: bytes) -> None:
+        left = self._patch({self.key: data.decode()})
+        left.pop(self.key, None)
+        # Of pods that are gone, and the operator takes no notice of. Those that are there tell again within `repeat`.
+        if sum(map(len, left.values())) > MAX_LEFT_BYTES:
+            self._patch(dict.fromkeys(left))
+
+    def _patch(self, data: Mapping[str, str | None]) -> dict[str, str]:
+        """Set keys, or remove them; returns what the ConfigMap has then."""
         # The kubelet renews token and CA files: both are read anew each time.
         context = ssl.create_default_context(cafile=str(self.account / "ca.crt"))
         token = (self.account / "token").read_text().strip()
@@ -105,15 +117,24 @@ class ConfigMapSink:
             connection.request(
                 "PATCH",
                 f"/api/v1/namespaces/{self.namespace}/configmaps/{self.name}",
-                body=json.dumps({"data": {"report.json": data.decode()}}).encode(),
+                body=json.dumps({"data": data}).encode(),
                 headers={"Authorization": f"Bearer {token}", "Content-Type": "application/merge-patch+json"},
             )
             answer = connection.getresponse()
             if answer.status >= 300:
                 what = f"patch of configmap {self.namespace}/{self.name}"
                 raise OSError(f"the API server answered {answer.status} to the {what}: {_message(answer.read(4096))}")
+            return _data(answer.read())
         finally:
             connection.close()
+
+
+def _data(answer: bytes) -> dict[str, str]:
+    """What a ConfigMap has, as the API server answers; nothing if that is not what it answers."""
+    try:
+        return dict(json.loads(answer)["data"])
+    except (ValueError, KeyError, TypeError):
+        return {}
 
 
 def _message(answer: bytes) -> str:
@@ -166,9 +187,9 @@ class Report:
             self._thread = threading.Thread(target=self._write_changes, args=(self._sink,), daemon=True)
             self._thread.start()
 
-    def succeed(self, result: Values) -> None:
-        """Tell the result, `{digest, summary}`, and close."""
-        self._finish({"state": "Succeeded", "result": dict(result)})
+    def succeed(self, result: Values) -> bool:
+        """Tell the result, `{digest, summary}`, and close; false if whoever is to know could not be told."""
+        return self._finish({"state": "Succeeded", "result": dict(result)})
 
     def fail(self, error: UserError | str, log_tail: str = "") -> None:
         """Tell what is wrong and close; of `log_tail` the last 4 KiB are kept."""
@@ -202,15 +223,15 @@ class Report:
             self._changed.notify()
         return self._thread
 
-    def _finish(self, values: Values) -> None:
+    def _finish(self, values: Values) -> bool:
         if self._sink is None or self._closed:
-            return
+            return self._sink is None
         self.abandon()
         self._refresh()
         self._content.update(values)
         if "result" in values and "progress" in self._content:
             self._content["progress"].pop("summary", None)  # the result's takes its place
-        _store(self._sink, self._next())
+        return _store(self._sink, self._next())
 
     def _write_interrupted(self, sink: Sink, note: str, before: threading.Thread | None) -> None:
         if before is not None:
@@ -262,16 +283,17 @@ class Report:
         return ""
 
 
-def _store(sink: Sink, data: bytes) -> None:
-    """Write the last content; retries with growing pauses until the sink's patience ends."""
+def _store(sink: Sink, data: bytes) -> bool:
+    """Write the last content; retries with growing pauses until the sink's patience ends. Whether it is stored."""
     deadline, pause = time.monotonic() + sink.patience, 0.2
     while True:
         try:
-            return sink.write(data)
+            sink.write(data)
+            return True
         except (OSError, http.client.HTTPException) as error:
             if time.monotonic() + pause > deadline:
                 print(f"the last report could not be stored: {error}", file=sys.stderr)
-                return
+                return False
         time.sleep(pause)
         pause = min(2 * pause, 5.0)
 
@@ -305,6 +327,7 @@ def open_report(target: str | None, verb: str, spec_hash: str) -> Report:
     """A report for `file:PATH`, `configmap:NAMESPACE/NAME`, or nobody (none).
 
     `ENSEMBLE_ATTEMPT` and `ENSEMBLE_OWNER_UID` come from whoever starts the workload and are given back as they are.
+    `ENSEMBLE_REPORT_KEY` is where in its ConfigMap a report stands that is one of several, as those of like pods are.
     """
     identity = {
         "schemaVersion": SCHEMA_VERSION,
@@ -326,7 +349,8 @@ def _sink(target: str) -> Sink:
     host = os.environ.get("KUBERNETES_SERVICE_HOST")
     if not host:
         raise UserError("--report", f"{target!r} needs a pod of a cluster: KUBERNETES_SERVICE_HOST is not set")
-    return ConfigMapSink(namespace, name, host, int(os.environ.get("KUBERNETES_SERVICE_PORT", "443")))
+    port, key = int(os.environ.get("KUBERNETES_SERVICE_PORT", "443")), os.environ.get("ENSEMBLE_REPORT_KEY")
+    return ConfigMapSink(namespace, name, host, port, SERVICE_ACCOUNT, key or REPORT_KEY)
 
 
 def _writable(file: Path) -> Path:
@@ -359,14 +383,15 @@ def run_reported(arguments: argparse.Namespace, verb: str, body: Callable[[Repor
         body: Does the work; returns the result `{digest, summary}`, raises UserError or CommandError.
 
     Returns:
-        0, or the code of a CommandError, 3 if a newer attempt has taken over, 1 if it was cut off, 143 after SIGTERM.
+        0, or the code of a CommandError, 3 if a newer attempt has taken over, 143 after SIGTERM, 1 if it was cut off or
+        its success could not be told: the same command continues, or finds all done and tells that.
         UserError, KeyboardInterrupt and unexpected errors are reported and raised again. `specHash` is the SHA-256 of
         the spec file's bytes.
     """
     report = open_report(arguments.report, verb, _hash(Path(arguments.spec)))
     with _terminable(report):
         try:
-            report.succeed(body(report))
+            told = report.succeed(body(report))
         except UserError as error:
             report.fail(error)
             raise
@@ -392,6 +417,9 @@ def run_reported(arguments: argparse.Namespace, verb: str, body: Callable[[Repor
         except BaseException as error:
             report.fail(f"{type(error).__name__}: {error}", log_tail=traceback.format_exc())
             raise
+    if not told:
+        print(f"ensemble {verb}: the work is done, but that is not stored; the same command tells it", file=sys.stderr)
+        return 1
     return 0
 
 

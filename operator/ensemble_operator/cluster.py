@@ -175,7 +175,7 @@ class KubernetesCluster:
     Args:
         configuration: Where the server is, and who we are.
         connections: Requests at a time; watches have connections of their own.
-        observe: Called with verb and status code after each answered request; 0 if there was no answer.
+        observe: Called once for each request, with verb and status code of the answer; 0 if there was none.
     """
 
     def __init__(
@@ -313,6 +313,7 @@ class KubernetesCluster:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """The server's answer if it is a good one; what fails while it is read counts as unavailable too."""
         url = f"{self._configuration.host}{path}" + (f"?{urlencode(query)}" if query else "")
+        answer: aiohttp.ClientResponse | None = None
         try:
             headers = {"Accept": accept, "Content-Type": content_type} | await self._authorization()
             answer = (await client.call_api(method, url, headers, body, _request_timeout=timeout)).response
@@ -322,7 +323,8 @@ class KubernetesCluster:
                     raise _error(answer.status, _parsed(await answer.read()), answer.headers.get("Retry-After"))
                 yield answer
         except (aiohttp.ClientError, TimeoutError, OSError, json.JSONDecodeError) as error:
-            self._observe(verb, 0)
+            if answer is None:
+                self._observe(verb, 0)
             raise UnavailableError(f"{method} {path}: {str(error) or type(error).__name__}") from error
 
     async def _authorization(self) -> dict[str, str]:

@@ -11,12 +11,16 @@ from functools import cached_property
 from pydantic import ValidationError
 
 from ensemble_core.api.ensembledeployment import EnsembleDeployment, EnsembleDeploymentSpec
-from ensemble_core.api.ensembleselection import BEST_SINGLE, EnsembleSelection, EnsembleSelectionStatus
+from ensemble_core.api.ensembleselection import (
+    BEST_SINGLE,
+    EnsembleSelection,
+    EnsembleSelectionStatus,
+)
 from ensemble_core.api.hposearch import HPOSearch
 from ensemble_core.frozen import digest
 from ensemble_operator import reasons, workload
 from ensemble_operator.identity import report_name, spec_name
-from ensemble_operator.jobs import PATIENCE, read_time
+from ensemble_operator.jobs import PATIENCE
 from ensemble_operator.names import COMPONENT, Component, Owner
 from ensemble_operator.pods import (
     SPEC_KEY,
@@ -25,12 +29,13 @@ from ensemble_operator.pods import (
     shared_memory,
     workload_container,
 )
+from ensemble_operator.readings import read_time
 from ensemble_operator.reports import Report, typed
 from ensemble_operator.revisions import Look
 from ensemble_operator.serving import Allocation, Served, device_pod, image
 from ensemble_operator.settings import Settings
 from ensemble_operator.status import conditions_of
-from ensemble_operator.storages import Resolved, reference, resolve
+from ensemble_operator.storages import Resolved, named_searches, reference, resolve
 from ensemble_operator.workload import LOOK_AGAIN, Start, Wish, maps
 from ensemble_operator.world import Manifest, Ref, World
 
@@ -69,7 +74,7 @@ class Aim:
     @cached_property
     def target(self) -> str | None:
         """The revision that should serve."""
-        return self.served.revision() if self.served else None
+        return self.served.revision if self.served else None
 
 
 @dataclass(frozen=True)
@@ -78,13 +83,14 @@ class Ensemble:
 
     Args:
         digest: Of the selection's result.
-        again: Whether the selection is at work on another one.
+        waits: Why nothing new should be begun with it; empty if it is that of the selection's present document, and
+            no other is about to take its place.
     """
 
     selection: EnsembleSelection
     searches: tuple[HPOSearch, ...]
     digest: str
-    again: bool
+    waits: str = ""
 
 
 def find_aim(world: World[EnsembleDeployment], look: Look) -> Aim:
@@ -98,7 +104,8 @@ def find_aim(world: World[EnsembleDeployment], look: Look) -> Aim:
         return find_allocation(world, look, ensemble)
     # While it is not known what to optimise, what was optimised before is not given up.
     own = [ref for ref, one in world.children.items() if one["metadata"]["labels"].get(COMPONENT) == ALLOCATE]
-    return replace(ensemble, keep=frozenset(own), as_before=True)
+    stopped = ("Job",) if world.resource.spec.suspend else ()
+    return replace(ensemble, keep=frozenset(ref for ref in own if ref.kind not in stopped), as_before=True)
 
 
 def find_ensemble(world: World[EnsembleDeployment]) -> Ensemble | Aim:
@@ -122,7 +129,7 @@ def find_ensemble(world: World[EnsembleDeployment]) -> Ensemble | Aim:
     if budget != BEST_SINGLE and not chosen[budget].members:
         why = chosen[budget].reason or "no reason is given"
         return _stuck(reasons.NO_ENSEMBLE, f"the budget {budget} of EnsembleSelection {name} has no ensemble: {why}")
-    searches = {source.hpo_search_name: None for source in selection.spec.sources if source.hpo_search_name}
+    searches = named_searches(selection.spec)
     found = {one: world.others.get(Ref("HPOSearch", one)) for one in searches}
     parsed = {one: workload.parsed(HPOSearch, body) for one, body in found.items() if body is not None}
     missing = [one for one in searches if parsed.get(one) is None]
@@ -130,7 +137,7 @@ def find_ensemble(world: World[EnsembleDeployment]) -> Ensemble | Aim:
         message = f"waits: EnsembleSelection {name} names HPOSearch {', '.join(missing)}, which is missing or not valid"
         return Aim(reason=reasons.SELECTION_NOT_READY, message=message)
     references = tuple(reference(search) for search in parsed.values() if search is not None)
-    return Ensemble(selection, references, status.digest, _runs_again(manifest))
+    return Ensemble(selection, references, status.digest, _waits(manifest))
 
 
 def _stuck(reason: str, message: str) -> Aim:
@@ -155,11 +162,20 @@ def _why(manifest: Manifest) -> str:
     return f": {message}" if message else ""
 
 
-def _runs_again(manifest: Manifest) -> bool:
-    """Whether a selection is at work on another result: the one it has may belong to an earlier document of it."""
-    progressing = _conditions(manifest).get("Progressing", {})
-    stale = (manifest.get("status") or {}).get("observedGeneration") != manifest["metadata"].get("generation")
-    return stale or (progressing.get("status") == "True" and progressing.get("reason") in RUNS_AGAIN)
+def _waits(manifest: Manifest) -> str:
+    """Why nothing new should be begun with the result that a selection has; empty if it may be.
+
+    The result may be of an earlier document, with other sources: then it says nothing of the present one.
+    """
+    conditions, name = _conditions(manifest), manifest["metadata"]["name"]
+    ready, progressing = conditions.get("Ready", {}), conditions.get("Progressing", {})
+    # No budget has an ensemble, but there is a best single model.
+    empty = ready.get("reason") == reasons.NO_ENSEMBLE
+    if not workload.is_ready(manifest) and not (empty and workload.is_told_now(manifest, ready)):
+        return f"waits until EnsembleSelection {name} has a result of its present specification{_why(manifest)}"
+    if progressing.get("status") == "True" and progressing.get("reason") in RUNS_AGAIN:
+        return f"waits for EnsembleSelection {name}, which is at work on a new result"
+    return ""
 
 
 def find_allocation(world: World[EnsembleDeployment], look: Look, ensemble: Ensemble) -> Aim:
@@ -174,9 +190,9 @@ def find_allocation(world: World[EnsembleDeployment], look: Look, ensemble: Ense
         text, allocation = found
         served = Served(owner, spec, world.settings, replace(resolved, text=text), allocation)
         return Aim(served, basis, keep=workload.kept(start, known) | maps(start))
-    if start.outcome.state == "Absent" and not start.created and ensemble.again:
-        message = f"waits for EnsembleSelection {ensemble.selection.metadata.name}, which is at work on a new result"
-        return Aim(reason=reasons.SELECTION_NOT_READY, message=message, keep=workload.kept(start, known))
+    if start.outcome.state == "Absent" and not start.created and ensemble.waits:
+        kept = workload.kept(start, known)
+        return Aim(reason=reasons.SELECTION_NOT_READY, message=ensemble.waits, keep=kept, as_before=True)
     runs = start.outcome.wanted and not spec.suspend
     job = build_optimise_job(owner, start, resolved, spec, world.settings, ensemble.digest)
     return replace(
@@ -185,7 +201,8 @@ def find_allocation(world: World[EnsembleDeployment], look: Look, ensemble: Ense
             *workload.objects(owner, start, resolved, spec.service_account_name),
             *(workload.runnable(world, start, job) if runs else ()),
         ),
-        keep=workload.kept(start, known),
+        # A failed Job goes when the deployment is suspended: resumed, it is tried again.
+        keep=workload.kept(start, known, failed=not spec.suspend),
     )
 
 
@@ -209,20 +226,23 @@ def basis_of(world: World[EnsembleDeployment], ensemble: Ensemble) -> str:
     """Names everything that an allocation depends on.
 
     Of the selection that is its result and where the libraries are: the rest of its document is in the result. The
-    image has the server that is measured, and `podOverrides` say on which nodes.
+    image has the server that is measured, and `podOverrides` say on which nodes. What is as by default is left out, so
+    that a release that adds a field optimises nothing again.
     """
     spec, overrides = world.resource.spec, world.resource.spec.pod_overrides
     selection = ensemble.selection.spec
     return digest(
         [
-            wanted_part(world.resource).document(),
+            wanted_part(world.resource).essence(),
             ensemble.digest,
-            [source.document() for source in selection.sources],
-            None if selection.library is None else selection.library.document(),
-            [search.spec.library.storage.document() for search in ensemble.searches],
+            [source.essence() for source in selection.sources],
+            None if selection.library is None else selection.library.essence(),
+            [search.spec.library.storage.essence() for search in ensemble.searches],
             image(spec, world.settings),
             overrides.model_dump(
-                mode="json", include={"node_selector", "tolerations", "affinity", "resources", "runtime_class_name"}
+                mode="json",
+                include={"node_selector", "tolerations", "affinity", "resources", "runtime_class_name"},
+                exclude_defaults=True,
             ),
         ]
     )
@@ -234,8 +254,8 @@ def wish_of(world: World[EnsembleDeployment]) -> str:
     serving = spec.serving
     return digest(
         [
-            wanted_part(world.resource).document(),
-            spec.pod_overrides.document(),
+            wanted_part(world.resource).essence(),
+            spec.pod_overrides.essence(),
             spec.service_account_name,
             serving.image,
             [serving.http_port, serving.grpc_port, serving.metrics_port],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -18,9 +18,9 @@ from ensemble_core.api.ensembledeployment import (
 from ensemble_operator import reasons, verdicts, workload
 from ensemble_operator.deployment_aim import Aim, wish_of
 from ensemble_operator.identity import report_name
-from ensemble_operator.jobs import pods_of
 from ensemble_operator.names import REVISION, Owner, text_hash
-from ensemble_operator.reports import Number, Report, Untrusted, Word, read_report, typed
+from ensemble_operator.readings import name_of, pods_of
+from ensemble_operator.reports import MOST, Number, Report, Untrusted, Word, read_report, typed
 from ensemble_operator.revisions import Look, Record
 from ensemble_operator.rollout import Seen, Step, trouble
 from ensemble_operator.serving import Allocation, child_of, endpoint
@@ -54,8 +54,8 @@ def find_state(world: World[EnsembleDeployment], look: Look, aim: Aim) -> State:
     if problem is not None:
         told = f"{counted}; {problem.message}{_way_out(world, look, aim, problem.reason)}"
         return State(problem.reason, told, not problem.blocked, problem.blocked)
-    report = _agent_report(world, look.owner, look.records.get(target))
-    note = f"; the agent says: {report.progress.note}" if report is not None and report.progress.note else ""
+    notes = [one.progress.note for one in _agent_reports(world, look.owner, look.records.get(target))]
+    note = next((f"; the agent says: {said}" for said in notes if said), "")
     if new.expired and not new.proven:
         late = f"{counted} after {world.resource.spec.rollout.progress_deadline_seconds} s{note}"
         advice = f"see `kubectl logs deployment/{child_of(look.owner, target)} --all-containers`"
@@ -66,11 +66,12 @@ def find_state(world: World[EnsembleDeployment], look: Look, aim: Aim) -> State:
 
 
 def _way_out(world: World[EnsembleDeployment], look: Look, aim: Aim, reason: str) -> str:
-    """What else may be done where old copies hold the devices that new ones wait for."""
+    """What else may be done where old copies hold the devices, or the quota, that new ones wait for."""
     old = look.there.get(look.selected or "") if look.selected != aim.target else None
-    if reason != reasons.INSUFFICIENT_DEVICES or world.resource.spec.rollout.strategy == "Recreate" or old is None:
+    waits = reason in (reasons.INSUFFICIENT_DEVICES, reasons.QUEUED)
+    if not waits or world.resource.spec.rollout.strategy == "Recreate" or old is None:
         return ""
-    return "; the old copies keep theirs until the new ones answer: rollout.strategy: Recreate gives them up first"
+    return "; the old copies hold devices until the new ones answer: rollout.strategy: Recreate gives them up first"
 
 
 def conclude(world: World[EnsembleDeployment], look: Look, aim: Aim, step: Step, state: State) -> Verdicts:
@@ -92,9 +93,7 @@ def conclude(world: World[EnsembleDeployment], look: Look, aim: Aim, step: Step,
     return (
         ready,
         Verdict("Progressing", "True" if state.goes_on else "False", state.reason, state.message),
-        Verdict("Degraded", "True", state.reason, state.message)
-        if state.blocked
-        else Verdict("Degraded", "False", reasons.AS_EXPECTED, ""),
+        Verdict("Degraded", "True", state.reason, state.message) if state.blocked else verdicts.fine(),
     )
 
 
@@ -102,10 +101,10 @@ def _serving(world: World[EnsembleDeployment], look: Look, serving: Seen, record
     """What is served, in a sentence."""
     spec = world.resource.spec.serving
     told = f"{serving.answering} of {serving.wanted} copies answer at {endpoint(look.owner, spec)}"
-    summary = _summary(_agent_report(world, look.owner, record))
-    if summary is not None and summary.revivals:
+    summary = _summary(_agent_reports(world, look.owner, record))
+    if summary.revivals:
         told += f"; the agent has revived dead models, {summary.revivals} times"
-    if summary is not None and summary.repaired:
+    if summary.repaired:
         told += f"; the agent has put models right that differed from the allocation, {summary.repaired} times"
     if spec.monitoring.service_monitor and "ServiceMonitor" not in world.capabilities:
         told += "; the cluster has no ServiceMonitor, so none is made"
@@ -121,27 +120,31 @@ class Loaded(Untrusted):
 
 
 class AgentSummary(Untrusted):
-    """What the agent tells of the server beside it."""
+    """What an agent tells of the server beside it, or all agents of a revision of theirs."""
 
     loaded: Annotated[list[Loaded], Field(max_length=256)] = Field(default_factory=list)
     revivals: Number = 0
     repaired: Number = 0
 
 
-def _agent_report(world: World[EnsembleDeployment], owner: Owner, record: Record | None) -> Report | None:
-    """What an agent of a revision has told last.
-
-    All copies of a revision write the same report, so it is that of one of them: what each has loaded is the same, and
-    if it is not, the one that repairs it tells.
-    """
+def _agent_reports(world: World[EnsembleDeployment], owner: Owner, record: Record | None) -> list[Report]:
+    """What the agents of a revision have told last, each under the name of its pod, of those pods that are there."""
     if record is None:
-        return None
-    config_map = world.child("ConfigMap", report_name(child_of(owner, record.revision)))
-    return read_report(config_map, "agent", text_hash(record.text), owner.uid)
+        return []
+    config_map, text = world.child("ConfigMap", report_name(child_of(owner, record.revision))), text_hash(record.text)
+    pods = pods_of(world.of_kind("Pod"), REVISION, record.revision)
+    found = (read_report(config_map, "agent", text, owner.uid, key=name_of(pod)) for pod in pods)
+    return [report for report in found if report is not None]
 
 
-def _summary(report: Report | None) -> AgentSummary | None:
-    return None if report is None else typed(AgentSummary, report.progress.summary)
+def _summary(reports: Iterable[Report]) -> AgentSummary:
+    """Together: what the copy with most models has loaded, for one with less is starting or being repaired."""
+    told = [one for report in reports if (one := typed(AgentSummary, report.progress.summary)) is not None]
+    return AgentSummary(
+        loaded=max((one.loaded for one in told), key=len, default=[]),
+        revivals=min(sum(one.revivals for one in told), MOST),
+        repaired=min(sum(one.repaired for one in told), MOST),
+    )
 
 
 def fields(world: World[EnsembleDeployment], look: Look, aim: Aim, step: Step) -> Mapping[str, Any]:
@@ -149,11 +152,11 @@ def fields(world: World[EnsembleDeployment], look: Look, aim: Aim, step: Step) -
     record = look.records.get(step.selected or "")
     allocation = record.allocation if record else aim.served.allocation if aim.served else None
     deployment = look.deployments.get(step.selected or "", {})
-    summary = _summary(_agent_report(world, look.owner, record))
+    summary = _summary(_agent_reports(world, look.owner, record))
     content = EnsembleDeploymentStatus(
         endpoint=None if step.selected is None else endpoint(look.owner, world.resource.spec.serving),
         ready_replicas=None if step.selected is None else (deployment.get("status") or {}).get("readyReplicas", 0),
-        loaded=tuple(LoadedModel(**one.model_dump()) for one in summary.loaded) if summary and deployment else (),
+        loaded=tuple(LoadedModel(**one.model_dump()) for one in summary.loaded) if deployment else (),
     )
     return workload.filled(content if allocation is None else _with_allocation(content, allocation))
 

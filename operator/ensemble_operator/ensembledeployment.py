@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ensemble_core.api.ensembledeployment import EnsembleDeployment, EnsembleDeploymentSpec
+from ensemble_core.api.ensembleselection import EnsembleSelection
 from ensemble_core.errors import UserError
 from ensemble_operator import workload
 from ensemble_operator.deployment_aim import Aim, find_aim, wish_of
@@ -28,8 +29,9 @@ from ensemble_operator.serving import (
     build_service_monitor,
     child_of,
 )
+from ensemble_operator.storages import named_searches
 from ensemble_operator.workload import LOOK_AGAIN
-from ensemble_operator.world import Decision, Manifest, Ref, World
+from ensemble_operator.world import Decision, Manifest, Others, Ref, World
 
 REMEMBERED = 2  # revisions
 
@@ -39,9 +41,11 @@ class EnsembleDeploymentKind:
 
     model = EnsembleDeployment
 
-    def references(self, resource: EnsembleDeployment, body: Manifest) -> tuple[Ref, ...]:
-        """The selection, and the searches of which it names some."""
-        return Ref("EnsembleSelection", resource.spec.selection_ref.name), Ref("HPOSearch", "*")
+    def references(self, resource: EnsembleDeployment, body: Manifest, read: Others) -> tuple[Ref, ...]:
+        """The selection, and the searches that it names: of these only where their libraries are."""
+        name = Ref("EnsembleSelection", resource.spec.selection_ref.name)
+        selection = workload.parsed(EnsembleSelection, read[name]) if name in read else None
+        return name, *(Ref("HPOSearch", one) for one in (named_searches(selection.spec) if selection else ()))
 
     def decide(self, world: World[EnsembleDeployment]) -> Decision:
         try:

@@ -9,9 +9,8 @@ from typing import NamedTuple
 from ensemble_core.api.ensembleselection import EnsembleSelection, EnsembleSelectionSpec
 from ensemble_core.api.hposearch import HPOSearch
 from ensemble_core.errors import UserError
-from ensemble_operator import reasons, verdicts, workload
+from ensemble_operator import polls, reasons, verdicts, workload
 from ensemble_operator.identity import report_name
-from ensemble_operator.jobs import read_time
 from ensemble_operator.names import Component, Owner, owner_of
 from ensemble_operator.pods import (
     Resources,
@@ -19,13 +18,14 @@ from ensemble_operator.pods import (
     report_env,
     workload_container,
 )
+from ensemble_operator.readings import read_time
 from ensemble_operator.reports import Report
 from ensemble_operator.selection_status import fields, result_of
 from ensemble_operator.settings import Settings
-from ensemble_operator.storages import Resolved, reference, resolve
+from ensemble_operator.storages import Document, Resolved, named_searches, reference
 from ensemble_operator.verdicts import Verdicts
 from ensemble_operator.workload import LOOK_AGAIN, Start, Wish, maps
-from ensemble_operator.world import Decision, Manifest, Ref, World
+from ensemble_operator.world import Decision, Manifest, Others, Ref, World
 
 SELECT: Component = "select"
 MEMORY_MIB = 2048  # of both containers: predictions are mapped, models are loaded one at a time
@@ -37,7 +37,7 @@ class EnsembleSelectionKind:
 
     model = EnsembleSelection
 
-    def references(self, resource: EnsembleSelection, body: Manifest) -> tuple[Ref, ...]:
+    def references(self, resource: EnsembleSelection, body: Manifest, read: Others) -> tuple[Ref, ...]:
         """The searches whose libraries are sources."""
         return tuple(Ref("HPOSearch", name) for name in named_searches(resource.spec))
 
@@ -49,11 +49,6 @@ class EnsembleSelectionKind:
 
 
 KIND = EnsembleSelectionKind()
-
-
-def named_searches(spec: EnsembleSelectionSpec) -> tuple[str, ...]:
-    """Names of the searches among the sources, in that order."""
-    return tuple(source.hpo_search_name for source in spec.sources if source.hpo_search_name)
 
 
 # --- sources --------------------------------------------------------------------------------------------------------
@@ -122,32 +117,60 @@ def _source(world: World[EnsembleSelection], name: str) -> _Source:
 
 def _decide(world: World[EnsembleSelection]) -> Decision:
     spec, owner = world.resource.spec, owner_of(world.resource, world.body)
-    sources = sources_of(world)
-    known = workload.starts(world, SELECT, SELECT)
-    last = last_result(known)
-    if spec.suspend:
-        message = "nothing is selected until spec.suspend is false"
-        return _idle(world, known, last, verdicts.stopped(reasons.SUSPENDED, message, degraded=False))
+    sources, known = sources_of(world), workload.starts(world, SELECT, SELECT)
     unready = verdicts.progressing(reasons.SOURCES_NOT_READY, f"waits: {sources.problem}")
-    if len(sources.searches) < len(named_searches(spec)):
-        return _idle(world, known, last, unready, LOOK_AGAIN)
-    resolved = resolve([world.resource, *map(reference, sources.searches)])
-    wanted = workload.wish(SELECT, SELECT, resolved, spec, inputs(world, sources))
+    complete = len(sources.searches) == len(named_searches(spec))
+    documents: list[Document] = [world.resource, *map(reference, sources.searches)]
+    mine = workload.hash_of(documents, spec) if complete else None
+    if mine is None or spec.suspend:
+        message = "nothing is selected until spec.suspend is false"
+        stopped = verdicts.stopped(reasons.SUSPENDED, message, degraded=False)
+        valid = _valid(world, last_result(known), mine)
+        return _idle(world, known, valid, stopped if spec.suspend else unready, None if spec.suspend else LOOK_AGAIN)
+    seen = next((one.seen for one in known if one.spec_hash == mine), "")
+    wanted = _wish(world, documents, sources, seen)
     start = choose(world, wanted, known, sources)
     if start is None:
-        return _idle(world, known, _of_spec(last, wanted), unready, sources.settles_in or LOOK_AGAIN)
-    last = last_result([start, *known])
+        valid = _valid(world, last_result(known), mine)
+        return _idle(world, known, valid, unready, sources.settles_in or LOOK_AGAIN)
+    poll = polls.poll_of(world, start, documents)
+    if poll is not None and (seen := polls.news(spec, start, poll)):
+        wanted = _wish(world, documents, sources, seen)
+        start = choose(world, wanted, known, sources) or start
+    resolved, last = wanted.resolved, last_result([start, *known])
     job = select_job(owner, start, resolved, spec, world.settings)
+    conditions = conclude(world, start, _valid(world, last, mine), sources)
+    goes_on = poll is not None and not start.outcome.wanted
     return Decision(
         objects=(
             *workload.objects(owner, start, resolved, spec.service_account_name),
             *(workload.runnable(world, start, job) if start.outcome.wanted else ()),
+            *(polls.objects(world, owner, poll, resolved) if poll is not None and goes_on else ()),
         ),
-        keep=workload.kept(start, known) | maps(last),
-        conditions=conclude(world, start, _of_spec(last, wanted), sources),
+        keep=workload.kept(start, known) | maps(last) | maps(poll),
+        conditions=polls.told(world, poll, conditions) if poll is not None and goes_on else conditions,
         status=fields(world, last),
         again_after=workload.look_again(world, _again(world, start, sources)),
     )
+
+
+def _valid(world: World[EnsembleSelection], last: Start | None, mine: str | None) -> Start | None:
+    """The last result, if it is what the specification asks for as it is now.
+
+    Args:
+        mine: Names the specification with the searches in it; none while one of them is missing. Then it is not known
+            what is asked for, and what was ready for the specification still is.
+    """
+    if last is None:
+        return None
+    return last if (last.spec_hash == mine if mine is not None else workload.is_ready(world.body)) else None
+
+
+def _wish(world: World[EnsembleSelection], documents: Sequence[Document], sources: Sources, seen: str) -> Wish:
+    """A selection from what the searches have, and from what has been seen of storages."""
+    policy, spec = world.resource.spec.update_policy, world.resource.spec
+    digests = () if policy.mode == "Once" else sources.digests
+    return workload.wish(SELECT, SELECT, documents, spec, digests, "" if policy.mode == "Once" else seen)
 
 
 def choose(world: World[EnsembleSelection], wanted: Wish, known: Sequence[Start], sources: Sources) -> Start | None:
@@ -166,25 +189,9 @@ def choose(world: World[EnsembleSelection], wanted: Wish, known: Sequence[Start]
     return None if sources.problem else workload.current(world, wanted, known)
 
 
-def inputs(world: World[EnsembleSelection], sources: Sources) -> tuple[str, ...]:
-    """What the result depends on beside the documents: the libraries, and when those were looked at of which no
-    search tells."""
-    policy = world.resource.spec.update_policy
-    if policy.mode == "Once":
-        return ()
-    unknown = any(source.storage for source in world.resource.spec.sources)
-    period = [str(int(world.now.timestamp()) // policy.poll_interval_seconds)] if unknown else []
-    return (*sources.digests, *period)
-
-
 def last_result(known: Sequence[Start]) -> Start | None:
     """The first start that has a result."""
     return next((start for start in known if result_of(start.report) is not None), None)
-
-
-def _of_spec(last: Start | None, wanted: Wish) -> Start | None:
-    """The last result, if it is of the specification as it is now: only then it is what was asked for."""
-    return last if last is not None and last.spec_hash == wanted.spec_hash else None
 
 
 def _idle(
@@ -214,10 +221,6 @@ def _again(world: World[EnsembleSelection], start: Start, sources: Sources) -> f
         waits.append(max(workload.pause(world, start), 1.0))
     if start.outcome.state == "Waiting":
         waits.append(LOOK_AGAIN)
-    policy = world.resource.spec.update_policy
-    if policy.mode == "OnLibraryChange" and any(source.storage for source in world.resource.spec.sources):
-        period = policy.poll_interval_seconds
-        waits.append(period - world.now.timestamp() % period + 1)
     return min(waits, default=None)
 
 

@@ -11,11 +11,10 @@ from ensemble_operator.differences import is_deleting
 from ensemble_operator.library_deletion import deletes_library, end_search
 from ensemble_operator.names import owner_of
 from ensemble_operator.search_status import content, ended_trials, summary_of, teller, told_of
-from ensemble_operator.storages import resolve
 from ensemble_operator.training import TRAIN, Engine, network_policy, train_job, train_rayjob
 from ensemble_operator.verdicts import Verdicts
 from ensemble_operator.workload import LOOK_AGAIN, Start, maps, remains
-from ensemble_operator.world import Decision, Manifest, Ref, Verdict, World
+from ensemble_operator.world import Decision, Manifest, Others, Ref, World
 
 LOSSES = 3  # at the same place, after which a person should look
 
@@ -25,7 +24,7 @@ class HPOSearchKind:
 
     model = HPOSearch
 
-    def references(self, resource: HPOSearch, body: Manifest) -> tuple[Ref, ...]:
+    def references(self, resource: HPOSearch, body: Manifest, read: Others) -> tuple[Ref, ...]:
         """Who may still need the library, once it is to be deleted."""
         if not (is_deleting(body) and deletes_library(resource)):
             return ()
@@ -44,7 +43,7 @@ KIND = HPOSearchKind()
 
 def _train(world: World[HPOSearch]) -> Decision:
     spec, owner = world.resource.spec, owner_of(world.resource, world.body)
-    wanted = workload.wish(TRAIN, "train", resolve([world.resource]), spec)
+    wanted = workload.wish(TRAIN, "train", [world.resource], spec)
     known = workload.starts(world, TRAIN, "train")
     start = workload.current(world, wanted, known, go_on=not spec.suspend)
     engine = engine_of(spec, world.capabilities, start.engine)
@@ -54,7 +53,7 @@ def _train(world: World[HPOSearch]) -> Decision:
     job = build(owner, start, wanted.resolved, spec, world.settings)
     jobs = workload.runnable(world, start, job) if engine and start.outcome.wanted and not spec.suspend else ()
     told, lost = teller([start, *known]), [] if spec.suspend else losses(start, known)
-    conditions = conclude(world, start, engine)
+    conditions = conclude(world, start, told, engine)
     return Decision(
         objects=(*needs, *fence, *jobs),
         # A failed Job goes when the search is suspended: resumed, it is tried again.
@@ -88,12 +87,12 @@ def engine_of(spec: HPOSearchSpec, capabilities: frozenset[str], present: str | 
     return "RayJob"
 
 
-def conclude(world: World[HPOSearch], start: Start, engine: Engine | None) -> Verdicts:
-    """What is to be said of the search."""
+def conclude(world: World[HPOSearch], start: Start, told: Start | None, engine: Engine | None) -> Verdicts:
+    """What is to be said of the search; `told` is the start that has told last how far it is."""
     spec, outcome = world.resource.spec, start.outcome
-    told = told_of(start.report, spec)
+    line = told_of(start, told, spec)
     if outcome.state == "Succeeded" and summary_of(start.report) is not None:
-        return verdicts.ready(reasons.TRAINED, told)
+        return verdicts.ready(reasons.TRAINED, line)
     if outcome.state == "Succeeded":
         return verdicts.stopped(reasons.REPORT_MISSING, workload.report_missing(start), degraded=True)
     if spec.suspend:
@@ -104,7 +103,7 @@ def conclude(world: World[HPOSearch], start: Start, engine: Engine | None) -> Ve
         advice = "spec.engine is rayjob, but the cluster has no RayJob; install KubeRay, or use engine: job"
         return verdicts.stopped(reasons.KUBERAY_MISSING, advice, degraded=True)
     if outcome.state == "Running":
-        message = f"{told}; {outcome.message}" if outcome.message else told
+        message = f"{line}; {outcome.message}" if outcome.message else line
         return verdicts.progressing(reasons.TRAINING, message)
     return workload.waiting(world, start)
 
@@ -124,11 +123,10 @@ def stalls(start: Start, lost: Sequence[Start]) -> bool:
 
 
 def _stalled(conditions: Verdicts, lost: Sequence[Start]) -> Verdicts:
-    ready, progressing, degraded = conditions
-    if degraded.status != "True":
-        told = f"the last {len(lost)} attempts were lost at the same place: {lost[0].outcome.message}"
-        degraded = Verdict("Degraded", "True", reasons.LOST, f"{told}; the search is tried again, ever more slowly")
-    return ready, progressing, degraded
+    if conditions[2].status == "True":
+        return conditions
+    told = f"the last {len(lost)} attempts were lost at the same place: {lost[0].outcome.message}"
+    return verdicts.degraded(conditions, reasons.LOST, f"{told}; the search is tried again, ever more slowly")
 
 
 def _again(world: World[HPOSearch], start: Start) -> float | None:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from ensemble_operator import reasons
-from ensemble_operator.names import Component, Owner, metadata
+from ensemble_operator.differences import is_deleting
+from ensemble_operator.names import KUEUE_LABELS, Component, Owner, metadata
+from ensemble_operator.readings import (
+    conditions_by_type,
+    container_statuses,
+    has_begun,
+    name_of,
+    phase,
+    read_time,
+)
 from ensemble_operator.reports import MAX_MESSAGE, Report, clean, last_lines
-from ensemble_operator.status import conditions_of
 from ensemble_operator.world import Manifest
 
 RAY_VERSION = "2.60.0"  # as in requirements/
 BACKOFF_LIMIT = 3
 USER_ERROR = 2  # exit code of a command that will not do better next time
+DEADLINE = "DeadlineExceeded"  # of a Job: whatever else is told of it, it is not to go on
 INTERRUPTED = "interrupted"  # the note of a workload that was cut off from outside
 PATIENCE = timedelta(seconds=60)  # with a pod that has no room, before a person is asked to look
 ROOM_SEEN = timedelta(seconds=5)  # in which the scheduler sees that there is room by now
@@ -146,7 +155,7 @@ def outcome(child: Manifest | None, report: Report | None, pods: Sequence[Manife
     Args:
         child: As it is in the cluster; none if there is none.
         report: Its own; a verdict in it is the best there is.
-        pods: Its pods.
+        pods: Its pods, those that are being deleted among them.
         now: UTC.
 
     A report of success is final. Without its object a workload is lost if it had begun, and absent if it had not; while
@@ -155,23 +164,23 @@ def outcome(child: Manifest | None, report: Report | None, pods: Sequence[Manife
     if report is not None and report.state == "Succeeded":
         return Outcome("Succeeded")
     if child is None:
-        runs = any(_phase(pod) == "Running" for pod in pods)
+        runs = any(phase(pod) == "Running" and not is_deleting(pod) for pod in pods)
         lost = Outcome("Lost", reasons.LOST, "it was deleted", ended=now if runs else None)
         return Outcome("Absent") if report is None else lost
     return (_rayjob if child["kind"] == "RayJob" else _job)(child, report, pods, now)
 
 
 def _job(child: Manifest, report: Report | None, pods: Sequence[Manifest], now: datetime) -> Outcome:
-    conditions = _conditions(child)
+    conditions = conditions_by_type(child, "True")
     if "Complete" in conditions or "SuccessCriteriaMet" in conditions:
         return Outcome("Succeeded")
     failed = conditions.get("Failed") or conditions.get("FailureTarget")
     if failed:
-        if report is not None and report.state == "Running" and report.progress.note.startswith(INTERRUPTED):
-            outage = _outage(report)
-            said = outage or str(failed.get("message", ""))
-            return _lost(child, said, failed.get("lastTransitionTime"), blocked=bool(outage))
-        return Outcome("Failed", message=_last_words(report, pods, str(failed.get("message", ""))))
+        said = str(failed.get("message", ""))
+        if failed.get("reason") != DEADLINE and _is_interrupted(report):
+            return _lost(child, report, said, failed.get("lastTransitionTime"))
+        said = "; ".join(filter(None, (said, _outage(report))))
+        return Outcome("Failed", message=_last_words(report, pods) or clean(said))
     if child["spec"].get("suspend"):
         return _queued(child)
     return _in_pods(child, report, pods, now)
@@ -184,18 +193,18 @@ def _rayjob(child: Manifest, report: Report | None, pods: Sequence[Manifest], no
     deployment, job = status.get("jobDeploymentStatus", ""), status.get("jobStatus", "")
     said = last_lines(str(status.get("message", "")))
     if deployment == "ValidationFailed":
-        return Outcome("Failed", message=f"KubeRay refuses RayJob {_name(child)}: {said}")
+        return Outcome("Failed", message=f"KubeRay refuses RayJob {name_of(child)}: {said}")
     if job == "SUCCEEDED" and deployment == "Complete":
         return Outcome("Succeeded")
     if deployment in ("Complete", "Failed"):
         why = status.get("reason") or job
-        return _lost(child, f"{why}: {said}" if said else why, _ended(status))
+        return _lost(child, report, f"{why}: {said}" if said else why, _ended(status))
     if child["spec"].get("suspend") or deployment in ("Suspending", "Suspended"):
         return _queued(child)
     if deployment == "Running":
         trouble = pod_trouble(pods, now)
         return Outcome("Running", message=trouble.message if trouble else "")
-    return _in_pods(child, None, pods, now)
+    return _in_pods(child, report, pods, now)
 
 
 def _in_pods(child: Manifest, report: Report | None, pods: Sequence[Manifest], now: datetime) -> Outcome:
@@ -206,33 +215,64 @@ def _in_pods(child: Manifest, report: Report | None, pods: Sequence[Manifest], n
     if outage := _outage(report):
         again = f"{outage}; it is tried again, and continues where it was once that is over"
         return Outcome("Waiting", reasons.INTERRUPTED, again, blocked=True)
-    live = [pod for pod in pods if _phase(pod) in ("Pending", "Running")]
-    if child["kind"] == "Job" and any(_phase(pod) == "Running" for pod in live):
+    live = [pod for pod in pods if phase(pod) in ("Pending", "Running") and not is_deleting(pod)]
+    if child["kind"] == "Job" and any(phase(pod) == "Running" for pod in live):
         return Outcome("Running")
     if any(_profiling(pod) for pod in live):
         return Outcome("Running", reasons.PROFILING, "models are being profiled")
-    if report is not None and report.state == "Failed":
-        return Outcome("Running", message=f"is tried again after: {_error(report)}")
+    if words := _last_words(report, pods):
+        return Outcome("Running", message=f"is tried again after: {words}")
     if live:
         return Outcome("Waiting", reasons.STARTING, "its pods are being started")
-    overdue = _age(child, now) > PATIENCE
-    kind, name = child["kind"], _name(child)
-    advice = f"; `kubectl describe {kind.lower()} {name}` tells why" if overdue else ""
-    return Outcome("Waiting", reasons.STARTING, f"{kind} {name} has no pod yet{advice}", blocked=overdue)
+    for pod in filter(is_deleting, pods):
+        return _ending(pod, now)
+    return _without_pod(child, report is not None or has_begun(child, pods), now)
+
+
+def _ending(pod: Manifest, now: datetime) -> Outcome:
+    """Of a workload whose next pod is made when this one is gone."""
+    due = read_time(pod["metadata"]["deletionTimestamp"])
+    if due is None or now - due <= PATIENCE:
+        return Outcome("Waiting", reasons.STARTING, f"pod {name_of(pod)} is being ended; the next one continues")
+    node = (pod.get("spec") or {}).get("nodeName", "")
+    late = f"pod {name_of(pod)} on node {node} was to end by {due:%H:%M:%S} UTC and has not"
+    advice = f"if that node is gone for good, `kubectl delete pod {name_of(pod)} --force` lets the next one continue"
+    return Outcome("Waiting", reasons.STARTING, f"{late}; {advice}", blocked=True)
+
+
+def _without_pod(child: Manifest, begun: bool, now: datetime) -> Outcome:
+    """Of a workload that may run and has no pod: not yet, or between two of them."""
+    kind, name = child["kind"], name_of(child)
+    advice = f"`kubectl describe {kind.lower()} {name}` tells why"
+    if begun:
+        return Outcome("Waiting", reasons.STARTING, f"{kind} {name} has no pod now; if that lasts, {advice}")
+    # Kubernetes sets the start anew when a queue lets a Job go.
+    since = read_time((child.get("status") or {}).get("startTime")) or _created(child)
+    overdue = since is not None and now - since > PATIENCE
+    told = f"{kind} {name} has no pod yet" + (f"; {advice}" if overdue else "")
+    return Outcome("Waiting", reasons.STARTING, told, blocked=overdue)
 
 
 def _queued(child: Manifest) -> Outcome:
-    queue = (child["metadata"].get("labels") or {}).get("kueue.x-k8s.io/queue-name")
-    if queue:
-        place = f"waits in Kueue's queue {queue}; `kubectl get workloads` shows its place"
-        return Outcome("Waiting", reasons.QUEUED, place)
-    place = f"{child['kind']} {_name(child)} is suspended by somebody else; it goes on once its spec.suspend is false"
+    suspended = f"{child['kind']} {name_of(child)} is suspended by somebody else"
+    place = _place(child) or f"{suspended}; it goes on once its spec.suspend is false"
     return Outcome("Waiting", reasons.QUEUED, place)
 
 
-def _lost(child: Manifest, message: str, when: object, blocked: bool = False) -> Outcome:
-    ended = read_time(when) or read_time(child["metadata"].get("creationTimestamp"))
-    return Outcome("Lost", reasons.LOST, clean(message) or "it ended without a word", blocked, ended)
+def _place(manifest: Manifest) -> str:
+    """Where an object waits; empty if Kueue does not queue it."""
+    queue = (manifest["metadata"].get("labels") or {}).get(KUEUE_LABELS[0])
+    return f"waits in Kueue's queue {queue}; `kubectl get workloads` shows its place" if queue else ""
+
+
+def _lost(child: Manifest, report: Report | None, message: str, when: object) -> Outcome:
+    outage = _outage(report)
+    said = clean(outage or message) or "it ended without a word"
+    return Outcome("Lost", reasons.LOST, said, blocked=bool(outage), ended=read_time(when) or _created(child))
+
+
+def _is_interrupted(report: Report | None) -> bool:
+    return report is not None and report.state == "Running" and report.progress.note.startswith(INTERRUPTED)
 
 
 def _outage(report: Report | None) -> str:
@@ -247,20 +287,21 @@ def _ended(status: Mapping[str, Any]) -> object:
 
 def pod_trouble(pods: Sequence[Manifest], now: datetime) -> Outcome | None:
     """Why one of the pods does not start, in a person's words; none if all do, or may yet."""
-    found = [trouble for pod in pods if _phase(pod) == "Pending" for trouble in _troubles(pod, now)]
+    starting = [pod for pod in pods if phase(pod) == "Pending" and not is_deleting(pod)]
+    found = [trouble for pod in starting for trouble in _troubles(pod, now)]
     return min(found, key=lambda trouble: not trouble.blocked, default=None)
 
 
 def trouble_in(pods: Sequence[Manifest], now: datetime) -> float | None:
     """Seconds until it is told of a pod that no node takes yet; none if there is no such pod."""
-    waits = [wait for pod in pods if _phase(pod) == "Pending" and (wait := _without_node(pod, now)) is not None]
+    waits = [wait for pod in pods if phase(pod) == "Pending" and (wait := _without_node(pod, now)) is not None]
     return min(((ROOM_SEEN - wait).total_seconds() for wait in waits if wait < ROOM_SEEN), default=None)
 
 
 def _without_node(pod: Manifest, now: datetime) -> timedelta | None:
     """How long the scheduler has found no node for a pod; none if it has not said so."""
-    scheduled = _conditions(pod, "False").get("PodScheduled", {})
-    if scheduled.get("reason") not in ("Unschedulable", "SchedulingGated"):
+    scheduled = conditions_by_type(pod, "False").get("PodScheduled", {})
+    if scheduled.get("reason") != "Unschedulable":
         return None
     since = read_time(scheduled.get("lastTransitionTime"))
     return ROOM_SEEN if since is None else now - since
@@ -271,35 +312,37 @@ _CONFIG = ("CreateContainerConfigError", "CreateContainerError", "RunContainerEr
 
 
 def _troubles(pod: Manifest, now: datetime) -> Iterator[Outcome]:
+    if conditions_by_type(pod, "False").get("PodScheduled", {}).get("reason") == "SchedulingGated":
+        gates = ", ".join(gate["name"] for gate in (pod.get("spec") or {}).get("schedulingGates") or ())
+        held = f"pod {name_of(pod)} is held until its scheduling gates are gone: {gates}"
+        yield Outcome("Waiting", reasons.QUEUED, _place(pod) or clean(held))
     waits = _without_node(pod, now)
     if waits is not None and waits >= ROOM_SEEN:
-        said = clean(str(_conditions(pod, "False")["PodScheduled"].get("message", "")), 1024)
-        advice = f"no node takes pod {_name(pod)}: {said} It waits for room; ask for less if there will be none"
+        said = clean(str(conditions_by_type(pod, "False")["PodScheduled"].get("message", "")), 1024)
+        advice = f"no node takes pod {name_of(pod)}: {said} It waits for room; ask for less if there will be none"
         yield Outcome("Waiting", reasons.UNSCHEDULABLE, advice, blocked=waits > PATIENCE)
-    for status in _container_statuses(pod):
+    for status in container_statuses(pod):
         waiting = (status.get("state") or {}).get("waiting") or {}
         said = clean(f"{waiting.get('reason')}: {waiting.get('message', '')}", 1024)
         if waiting.get("reason") in _IMAGE:
             advice = f"image {status.get('image')} cannot be pulled ({said}); check its name and imagePullSecrets"
             yield Outcome("Waiting", reasons.IMAGE_PULL_FAILED, clean(advice), blocked=True)
         if waiting.get("reason") in _CONFIG:
-            advice = f"container {status.get('name')} of pod {_name(pod)} cannot be started ({said})"
+            advice = f"container {status.get('name')} of pod {name_of(pod)} cannot be started ({said})"
             yield Outcome("Waiting", reasons.CONTAINER_CONFIG_FAILED, clean(advice), blocked=True)
 
 
-def _last_words(report: Report | None, pods: Sequence[Manifest], otherwise: str) -> str:
-    """Why a Job failed: its own words, else those of its newest pod that failed."""
+def _last_words(report: Report | None, pods: Sequence[Manifest]) -> str:
+    """Why a Job, or its last try, failed: its own words, else those of its newest pod that failed; or empty."""
     if report is not None and report.state == "Failed":
         return _error(report)
-    failed = [pod for pod in pods if _phase(pod) == "Failed"]
-    for pod in sorted(failed, key=lambda one: one["metadata"].get("creationTimestamp", ""), reverse=True):
-        if words := _words(pod):
-            return words
-    return clean(otherwise)
+    failed = [pod for pod in pods if phase(pod) == "Failed"]
+    newest_first = sorted(failed, key=lambda one: one["metadata"].get("creationTimestamp", ""), reverse=True)
+    return next((words for pod in newest_first if (words := _words(pod))), "")
 
 
 def _words(pod: Manifest) -> str:
-    for status in _container_statuses(pod):
+    for status in container_statuses(pod):
         ended = (status.get("state") or {}).get("terminated") or {}
         if ended.get("exitCode"):
             return ending(f"container {status.get('name')}", ended)
@@ -318,55 +361,12 @@ def _error(report: Report) -> str:
     return clean(report.error.text(), 2 * MAX_MESSAGE) or "it failed without a word"
 
 
-# --- readings of Kubernetes' objects --------------------------------------------------------------------------------
-
-
-def has_begun(child: Manifest, pods: Iterable[Manifest]) -> bool:
-    """Whether one of a workload's containers has ever started, as far as its object and its pods tell."""
-    status = child.get("status") or {}
-    counted = any(status.get(count) for count in ("ready", "succeeded", "failed"))
-    states = [one for pod in pods for one in _container_statuses(pod)]
-    return counted or any(one.get("lastState") or (one.get("state") or {}).keys() - {"waiting"} for one in states)
-
-
-def pods_of(pods: Iterable[Manifest], label: str, value: str) -> list[Manifest]:
-    """Those pods that carry a label of that value."""
-    return [pod for pod in pods if (pod["metadata"].get("labels") or {}).get(label) == value]
-
-
-def read_time(text: object) -> datetime | None:
-    """A time as Kubernetes writes it, in UTC; none if it is none, or of another age."""
-    try:
-        time = datetime.fromisoformat(text) if isinstance(text, str) else None
-        return time.astimezone(UTC) if time is not None and time.tzinfo is not None and time.year >= 1970 else None
-    except (ValueError, OverflowError):
-        return None
-
-
-def _conditions(manifest: Manifest, status: str = "True") -> dict[str, Mapping[str, Any]]:
-    return {condition["type"]: condition for condition in conditions_of(manifest) if condition.get("status") == status}
-
-
-def _container_statuses(pod: Manifest) -> list[Mapping[str, Any]]:
-    status = pod.get("status") or {}
-    return [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
-
-
 def _profiling(pod: Manifest) -> bool:
     return any(
         status.get("name") == "profile" and "running" in (status.get("state") or {})
-        for status in _container_statuses(pod)
+        for status in container_statuses(pod)
     )
 
 
-def _phase(pod: Manifest) -> str:
-    return str((pod.get("status") or {}).get("phase", "Pending"))
-
-
-def _name(manifest: Manifest) -> str:
-    return str(manifest["metadata"]["name"])
-
-
-def _age(manifest: Manifest, now: datetime) -> timedelta:
-    created = read_time(manifest["metadata"].get("creationTimestamp"))
-    return timedelta(0) if created is None else now - created
+def _created(child: Manifest) -> datetime | None:
+    return read_time(child["metadata"].get("creationTimestamp"))

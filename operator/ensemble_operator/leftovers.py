@@ -5,9 +5,10 @@ from __future__ import annotations
 from datetime import datetime
 
 from ensemble_operator.differences import is_deleting
+from ensemble_operator.readings import phase
 from ensemble_operator.world import Manifest
 
-LONG = 60.0  # seconds after which a person is told what to do
+LONG = 60.0  # seconds after which a person is told what to do; of a pod, from the end of its grace
 
 
 def goes(manifest: Manifest, body: Manifest) -> bool:
@@ -29,9 +30,17 @@ def stuck(manifest: Manifest, body: Manifest, now: datetime) -> str | None:
     if (now - datetime.fromisoformat(since)).total_seconds() < LONG:
         return None
     told = f"{_told(manifest, body)}, is still there"
+    if manifest["kind"] == "Pod" and not has_ended(manifest):
+        name, node = manifest["metadata"]["name"], (manifest.get("spec") or {}).get("nodeName", "")
+        return f"{told}: bring back node {node}, or if that is off for good, `kubectl delete pod {name} --force`"
     if finalizers := ", ".join(manifest["metadata"].get("finalizers") or ()):
         return f"{told}: bring back what removes its finalizers {finalizers}, or remove them yourself"
     return f"{told}: delete it" if not is_deleting(manifest) else told
+
+
+def has_ended(pod: Manifest) -> bool:
+    """Whether none of a pod's containers runs any more, nor will."""
+    return phase(pod) in ("Succeeded", "Failed")
 
 
 def _told(manifest: Manifest, body: Manifest) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
 
 import kopf
 from kubernetes.aio.client.configuration import Configuration
@@ -17,6 +19,7 @@ from ensemble_operator.cluster import CUSTOM, ApiError, KubernetesCluster, load_
 from ensemble_operator.engine import RETRY_SECONDS, Engine
 from ensemble_operator.settings import VARIABLES, Settings, settings_from
 
+Answer = TypeVar("Answer")
 DESCRIPTION = (
     "Manages HPOSearch, EnsembleSelection and EnsembleDeployment resources of the cluster in which it runs, or else of"
     " the one that $KUBECONFIG names. It is told everything by environment variables."
@@ -63,7 +66,10 @@ def run(settings: Settings, configuration: Configuration) -> int:
 
 async def live(settings: Settings, configuration: Configuration, told: metrics.Metrics, log: logs.Log) -> bool:
     """Work until told to stop, or until the definitions have changed; whether it is the latter."""
-    kinds = await served_kinds(configuration, log)
+    told.forget_all()
+    kinds = await unless_stopped(served_kinds(configuration, log))
+    if kinds is None:
+        return False
     if missing := sorted(CUSTOM.keys() - kinds):
         log.write("warning", f"the cluster has no {', '.join(missing)}: waits for the custom resource definitions")
     stop = asyncio.Event()
@@ -83,11 +89,22 @@ async def live(settings: Settings, configuration: Configuration, told: metrics.M
         # kopf gives up its watches for good on errors that pass: in the midst of a stream, or when a kind goes.
         if engine.error() is None:
             log.write("warning", f"cannot watch custom resources: {failure}; starts anew", failure)
-            await asyncio.sleep(RETRY_SECONDS)
-            return True
+            return bool(await unless_stopped(asyncio.sleep(RETRY_SECONDS, True)))
     if (error := engine.error()) is not None:
         raise error
     return engine.restart
+
+
+async def unless_stopped(work: Coroutine[Any, Any, Answer]) -> Answer | None:
+    """What the work comes to; none if SIGTERM ended it, which process 1 of a container takes no notice of by itself."""
+    task, loop = asyncio.ensure_future(work), asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        return None
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
 
 
 async def served_kinds(configuration: Configuration, log: logs.Log) -> frozenset[str]:

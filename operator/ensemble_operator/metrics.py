@@ -144,6 +144,10 @@ class Metrics(Collector):
     def forget(self, key: Key) -> None:
         self._samples.pop(key, None)
 
+    def forget_all(self) -> None:
+        """Every resource: those that still are there will be told of."""
+        self._samples.clear()
+
     def collect(self) -> Iterable[Metric]:
         queue = GaugeMetricFamily("ensemble_operator_queue_depth", "Resources that wait for a worker.")
         queue.add_metric((), self.depth())

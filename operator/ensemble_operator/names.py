@@ -21,6 +21,7 @@ CHILD = f"{GROUP}/child"
 ATTEMPT = f"{GROUP}/attempt"
 BASIS = f"{GROUP}/basis"
 SPEC_HASH = f"{GROUP}/spec-hash"
+SEEN = f"{GROUP}/seen"
 REVISION = f"{GROUP}/revision"
 LIBRARY_FINALIZER = f"{GROUP}/library"
 KUEUE_LABELS = ("kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class")
@@ -28,7 +29,7 @@ KUEUE_LABELS = ("kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class")
 NAME_LIMIT = 63
 RAYJOB_LIMIT = 47  # KubeRay appends to it
 
-Component = Literal["train", "select", "allocate", "serve", "delete"]
+Component = Literal["train", "select", "poll", "allocate", "serve", "delete"]
 
 
 class Named(Protocol):

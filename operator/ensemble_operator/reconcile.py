@@ -47,6 +47,7 @@ from ensemble_operator.world import Decision, Kind, Manifest, Ref, World
 GONE_SOON = 5.0  # seconds until it is looked whether an object that is being deleted has gone
 STARTS_PODS = (*CREATE_ONLY, "Deployment")
 TOLD_PROBLEMS = 5
+LETS_GO = "spec.library.deletionPolicy: Retain lets the search go"
 
 Problem = tuple[str, str]  # reason and message
 
@@ -68,7 +69,7 @@ class Result(NamedTuple):
 
     Args:
         name: For the metrics.
-        again_after: Seconds until the next one.
+        again_after: Seconds until the next one; if it is a retry, at least.
         retry: Whether something went wrong that may be right later: the next look comes ever more slowly.
     """
 
@@ -133,28 +134,15 @@ class Reconciler:
             RetryError: something went wrong that may be right later.
         """
         started = time.perf_counter()
-        retry_after = None
         try:
             result = await self._look(key)
-            self._failing.discard(key)
-        except MissingError:
-            result = Result("changed", GONE_SOON)  # deleted meanwhile
-        except UnavailableError as unavailable:
-            level = "debug" if key in self._failing else "warning"  # once, until it answers again
-            self._log.of(key).write(level, f"the API server is not available: {unavailable}")
-            self._failing.add(key)
-            result, retry_after = Result("unavailable", retry=True), unavailable.retry_after
-        except RefusedError as refused:
-            level = "debug" if refused.is_race() else "error"
-            self._log.of(key).write(level, f"the API server refuses: {refused}")
-            result = Result("conflict" if refused.is_race() else "refused", retry=True)
         except Exception as error:
-            self._log.of(key).write("error", "failed unexpectedly", error)
-            result = Result("error", retry=True)
+            result = self._broken_off(key, error)
         self._metrics.reconciled(key.kind, result.name, time.perf_counter() - started)
         if result.retry:
             self._metrics.failed(key.kind, result.name)
-            raise RetryError(retry_after)
+            raise RetryError(result.again_after)
+        self._failing.discard(key)
         return result.again_after
 
     def known(self) -> list[Key]:
@@ -175,32 +163,71 @@ class Reconciler:
             return self._forget(key)  # its children go with it
         self._known.add(key)
         self._metrics.tell(key, body.get("status") or {})
-        kind = self._kinds[key.kind]
+        try:
+            return await self._reconcile(self._kinds[key.kind], body)
+        except Exception as error:
+            if isinstance(error, ApiError) and not _lasts(error):
+                raise
+            return await self._tell(body, error)
+
+    async def _reconcile(self, kind: Kind[Any], body: Manifest) -> Result:
         try:
             resource = parsed(kind, body)
         except UserError as invalid:
-            await self._conclude(body, undecided(body, reasons.INVALID_SPEC, str(invalid)), fields_of(body))
-            return Result("invalid", self._settings.resync_seconds)
-        try:
-            references = kind.references(resource, body)
-            self.dependents.replace(key, references)
-            world = await self._read(resource, body, references)
-            decision = kind.decide(world)
-            _check(decision, body)
-        except RefusedError as refused:
-            if refused.is_race():
-                raise
-            self._log.of(key).write("error", f"cannot read: {refused}")
-            await self._conclude(body, undecided(body, reasons.APPLY_FAILED, str(refused)), fields_of(body))
-            return Result("refused", retry=True)
-        except (UnavailableError, MissingError):
-            raise
-        except Exception as error:
-            self._log.of(key).write("error", "cannot decide", error)
-            message = f"{type(error).__name__}: {error}; the operator's log has more"
-            await self._conclude(body, undecided(body, reasons.INTERNAL_ERROR, message), fields_of(body))
-            return Result("error", retry=True)
+            return await self._refuse(body, str(invalid))
+        world = await self._read(kind, resource, body)
+        decision = kind.decide(world)
+        _check(decision, body)
         return await self._carry_out(body, world, decision)
+
+    def _broken_off(self, key: Key, error: Exception) -> Result:
+        """How a look ended that an error broke off; only the log tells of it."""
+        log = self._log.of(key)
+        match error:
+            case MissingError():
+                return Result("changed", GONE_SOON)  # deleted meanwhile
+            case UnavailableError():
+                level = "debug" if key in self._failing else "warning"  # once, until it answers again
+                log.write(level, f"the API server is not available: {error}")
+                self._failing.add(key)
+                return Result("unavailable", error.retry_after, retry=True)
+            case RefusedError() if not _lasts(error):
+                log.write("debug", f"somebody else was faster: {error}")
+                return Result("conflict", retry=True)
+            case RefusedError():
+                log.write("error", f"the API server refuses: {error}")
+                return Result("refused", retry=True)
+            case _:
+                log.write("error", "failed unexpectedly", error)
+                return Result("error", retry=True)
+
+    async def _tell(self, body: Manifest, error: Exception) -> Result:
+        """Tell in the status of an error with which nothing can be decided, or not carried out."""
+        log = self._log.of(_key(body))
+        if isinstance(error, RefusedError):
+            name, reason, message = "refused", reasons.APPLY_FAILED, str(error)
+            log.write("error", f"the API server refuses: {error}")
+        else:
+            name, reason = "error", reasons.INTERNAL_ERROR
+            message = f"{type(error).__name__}: {error}; the operator's log has more"
+            log.write("error", "failed unexpectedly", error)
+        await self._conclude(body, undecided(body, reason, message), fields_of(body))
+        return Result(name, retry=True)
+
+    async def _refuse(self, body: Manifest, message: str) -> Result:
+        """Tell of a specification that is wrong; one that is being deleted is held only if its library is to go."""
+        if is_deleting(body):
+            if not _says_delete(body):
+                await self._let_go(body)
+                return Result("changed", GONE_SOON)
+            message += f"; {LETS_GO}"
+        await self._conclude(body, undecided(body, reasons.INVALID_SPEC, message), fields_of(body))
+        return Result("invalid", self._settings.resync_seconds)
+
+    async def _let_go(self, body: Manifest) -> None:
+        """Take our finalizer away."""
+        remaining = [one for one in _finalizers(body) if one != LIBRARY_FINALIZER]
+        await self._cluster.patch_finalizers(body, remaining)
 
     def _forget(self, key: Key) -> Result:
         self.dependents.replace(key, ())
@@ -211,13 +238,13 @@ class Reconciler:
         self._patience.pop(key, None)
         return Result("gone")
 
-    async def _read(self, resource: Any, body: Manifest, references: tuple[Ref, ...]) -> World[Any]:
+    async def _read(self, kind: Kind[Any], resource: Any, body: Manifest) -> World[Any]:
         metadata, capabilities = body["metadata"], self._capabilities()
         labels = {OWNER_UID: metadata["uid"]}
         kinds = [kind for kind in CHILDREN[body["kind"]] if kind not in OPTIONAL or kind in capabilities]
         lists, others = await asyncio.gather(
             asyncio.gather(*(self._cluster.select(kind, metadata["namespace"], labels) for kind in kinds)),
-            self._others(metadata["namespace"], references),
+            self._others(kind, resource, body),
         )
         found = [one for objects in lists for one in objects if _belongs(one, metadata["uid"])]
         return World(
@@ -231,9 +258,21 @@ class Reconciler:
             settings=self._settings,
         )
 
-    async def _others(self, namespace: str, references: tuple[Ref, ...]) -> dict[Ref, Manifest]:
-        lists = await asyncio.gather(*(self._referred(namespace, one) for one in references))
-        return {ref(one): one for objects in lists for one in objects}
+    async def _others(self, kind: Kind[Any], resource: Any, body: Manifest) -> dict[Ref, Manifest]:
+        """What the resource refers to, and what that refers to.
+
+        Before anything is read it is noted that the resource depends on it: a change in between wakes it.
+        """
+        found: dict[Ref, Manifest] = {}
+        first = asked = new = frozenset(kind.references(resource, body, found))
+        while True:
+            self.dependents.replace(_key(body), first, asked - first)
+            if not new:
+                return found
+            lists = await asyncio.gather(*(self._referred(body["metadata"]["namespace"], one) for one in sorted(new)))
+            found |= {ref(one): one for objects in lists for one in objects}
+            new = frozenset(kind.references(resource, body, found)) - asked
+            asked |= new
 
     async def _referred(self, namespace: str, reference: Ref) -> list[Manifest]:
         try:
@@ -258,8 +297,7 @@ class Reconciler:
             verdicts = degraded(verdicts, *problem)
         written, body = await self._conclude(body, verdicts, decision.status)
         if not decision.finalizer and LIBRARY_FINALIZER in _finalizers(body):
-            remaining = [one for one in _finalizers(body) if one != LIBRARY_FINALIZER]
-            await self._cluster.patch_finalizers(body, remaining)
+            await self._let_go(body)
         if refused:
             return Result("refused", retry=True)
         changed = bool(applied.written or deleted or written)
@@ -268,11 +306,12 @@ class Reconciler:
     def _next(self, world: World[Any], decision: Decision, applied: Applied, changed: bool) -> float:
         """Seconds until the next look: as wished, but as long again as the same was wished already in vain."""
         slow, wish = self._settings.resync_seconds, GONE_SOON if applied.going else decision.again_after
-        if any(ref.kind != "Pod" for ref in world.deleting):
+        if _held_back(world):
             wish = min(wish or slow, leftovers.LONG)
-        if wish is None:
-            return slow
         key, now = _key(world.body), self._clock()
+        if wish is None:
+            self._patience.pop(key, None)
+            return slow
         known = self._patience.get(key)
         if known is None or changed or known.wish != wish:
             known = self._patience[key] = Patience(wish, now)
@@ -293,8 +332,10 @@ class Reconciler:
                 going = going or error.manifest
             except NameTakenError as taken:
                 problem = problem or (reasons.NAME_TAKEN, str(taken))
-            except (RefusedError, MissingError, UnavailableError) as error:
-                refusal = self._refusal(key, "apply", desired, error)
+            except ApiError as error:
+                if self._may_pass(key, error):
+                    raise
+                refusal = self._problem(key, "apply", desired, error)
                 problem = problem or refusal
                 if isinstance(error, RefusedError) and error.namespace_goes():
                     break
@@ -306,11 +347,14 @@ class Reconciler:
             complete = complete and ref(desired) in world.children
         return Applied(written, going, problem)
 
-    def _refusal(self, key: Key, verb: str, manifest: Manifest, error: ApiError) -> Problem:
-        """What is told of a write that failed; raises the error if it is not about this object, or passes by itself."""
-        passes = isinstance(error, RefusedError) and error.is_race()
-        if passes or (isinstance(error, UnavailableError) and not error.is_failure()):
-            raise error
+    def _may_pass(self, key: Key, error: ApiError) -> bool:
+        """Whether a write that failed may go well at the next look, so that nobody is told; not time after time."""
+        if isinstance(error, UnavailableError):
+            return not error.is_failure() or key not in self._failing
+        return isinstance(error, RefusedError) and error.is_race()
+
+    def _problem(self, key: Key, verb: str, manifest: Manifest, error: ApiError) -> Problem:
+        """What is told of an object that could not be written."""
         told = f"{manifest['kind']} {manifest['metadata']['name']}: {error}"
         self._log.of(key).write("warning", f"cannot {verb} {told}")
         return reasons.APPLY_FAILED, told
@@ -347,8 +391,10 @@ class Reconciler:
             await self._cluster.delete(manifest["kind"], metadata["namespace"], metadata["name"], metadata["uid"])
         except MissingError:
             return None
-        except (RefusedError, UnavailableError) as error:
-            return self._refusal(key, "delete", manifest, error)
+        except ApiError as error:
+            if self._may_pass(key, error):
+                raise
+            return self._problem(key, "delete", manifest, error)
         self._log.of(key).write("info", f"deleted {manifest['kind']} {metadata['name']}")
         return None
 
@@ -364,7 +410,7 @@ class Reconciler:
             log.write("info", f"{event['reason']}: {event['note']}")
             try:
                 await self._cluster.create_event(event)
-            except (RefusedError, MissingError) as error:
+            except ApiError as error:
                 log.write("debug", f"the event is not written: {error}")
         written = await self._cluster.patch_status(body, merge_patch(old, new))
         self._written[key] = written["metadata"]["resourceVersion"]
@@ -397,6 +443,19 @@ def _check(decision: Decision, body: Manifest) -> None:
             raise ValueError(f"{manifest['kind']} {manifest['metadata']['name']} {problem}")
 
 
+def _lasts(error: ApiError) -> bool:
+    """Whether the server has refused for good, and not because somebody else was faster, or it is not available."""
+    return isinstance(error, RefusedError) and not error.is_race()
+
+
+def _says_delete(body: Manifest) -> bool:
+    """Whether a specification that cannot be read asks for its library to be deleted."""
+    value: Any = body
+    for field in ("spec", "library", "deletionPolicy"):
+        value = value.get(field) if isinstance(value, dict) else None
+    return bool(value == "Delete")
+
+
 def _key(body: Manifest) -> Key:
     return Key(body["kind"], body["metadata"]["namespace"], body["metadata"]["name"])
 
@@ -417,9 +476,15 @@ def _owner(manifest: Manifest) -> str:
     return next((f"{one['kind']} {one['name']}" for one in owners if one.get("controller")), "somebody else")
 
 
+def _held_back(world: World[Any]) -> list[Manifest]:
+    """What is being deleted and may be held back; nobody waits for a pod but who is being deleted and still held."""
+    pods = is_deleting(world.body)
+    return [one for ref, one in sorted(world.deleting.items()) if pods or ref.kind != "Pod"]
+
+
 def _stuck(in_the_way: Manifest | None, decision: Decision, world: World[Any]) -> Problem | None:
     """What is told of an object that should be gone for long; where all else is well, also of one in nobody's way."""
     fine = decision.conditions[2].status != "True"
-    others = [one for ref, one in sorted(world.deleting.items()) if ref.kind != "Pod"] if fine else []
+    others = _held_back(world) if fine else []
     found = (leftovers.stuck(one, world.body, world.now) for one in (in_the_way, *others) if one is not None)
     return next(((reasons.APPLY_FAILED, told) for told in found if told), None)

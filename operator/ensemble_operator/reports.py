@@ -103,7 +103,12 @@ class Report(Untrusted):
 
 
 def read_report(
-    config_map: Manifest | None, verb: str, text_hash: str, uid: str, attempt: int | None = None
+    config_map: Manifest | None,
+    verb: str,
+    text_hash: str,
+    uid: str,
+    attempt: int | None = None,
+    key: str = REPORT_KEY,
 ) -> Report | None:
     """The report of a workload; none if there is none, or if it is anybody else's.
 
@@ -113,9 +118,10 @@ def read_report(
         text_hash: Of the specification that the command was given.
         uid: Of the custom resource.
         attempt: Which attempt must have written it; any if none.
+        key: Under which it stands.
     """
     data = (config_map or {}).get("data")
-    text = data.get(REPORT_KEY) if isinstance(data, dict) else None
+    text = data.get(key) if isinstance(data, dict) else None
     if not isinstance(text, str) or len(text.encode(errors="replace")) > MAX_BYTES:
         return None
     try:

@@ -107,7 +107,7 @@ def rebuilt(world: World[EnsembleDeployment], look: Look, revision: str | None) 
     if record is None or record.resolved is None:
         return None
     served = Served(look.owner, world.resource.spec, world.settings, record.resolved, record.allocation)
-    return served if served.revision() == revision else None
+    return served if served.revision == revision else None
 
 
 def _revision(manifest: Manifest) -> str:

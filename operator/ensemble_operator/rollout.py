@@ -13,8 +13,8 @@ from typing import Literal, NamedTuple
 
 from ensemble_operator import reasons
 from ensemble_operator.jobs import ending, pod_trouble
+from ensemble_operator.readings import conditions_by_type, container_statuses, name_of, phase
 from ensemble_operator.reports import clean
-from ensemble_operator.status import conditions_of
 from ensemble_operator.world import Manifest
 
 Strategy = Literal["BlueGreen", "Recreate"]
@@ -57,8 +57,7 @@ class Step:
 def seen(deployment: Manifest) -> Seen:
     """What the status of a Deployment says about the spec that it has now."""
     status = deployment.get("status") or {}
-    conditions = {condition["type"]: condition for condition in conditions_of(deployment)}
-    reason = conditions.get("Progressing", {}).get("reason")
+    reason = conditions_by_type(deployment).get("Progressing", {}).get("reason")
     known = status.get("observedGeneration", 0) >= deployment["metadata"].get("generation", 0)
     wanted, answering = deployment["spec"].get("replicas", 1), status.get("availableReplicas", 0)
     return Seen(
@@ -160,25 +159,25 @@ def trouble(deployment: Manifest, pods: Sequence[Manifest], now: datetime) -> Tr
     waiting = pod_trouble(pods, now)
     if waiting is not None and waiting.reason == reasons.UNSCHEDULABLE:
         return Trouble(reasons.INSUFFICIENT_DEVICES, waiting.message, waiting.blocked)
+    if waiting is not None and waiting.reason == reasons.QUEUED:
+        return Trouble(reasons.QUEUED, waiting.message, waiting.blocked)
     if waiting is not None:
         return Trouble(failed, waiting.message, waiting.blocked)
     if (words := next(_crashes(pods), None)) is not None:
         return Trouble(failed, words, True)
-    for condition in conditions_of(deployment):
-        if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
-            return Trouble(failed, clean(f"its pods cannot be made: {condition.get('message', '')}"), True)
+    if (refused := conditions_by_type(deployment, "True").get("ReplicaFailure")) is not None:
+        return Trouble(failed, clean(f"its pods cannot be made: {refused.get('message', '')}"), True)
     return None
 
 
 def _crashes(pods: Iterable[Manifest]) -> Iterator[str]:
     """The last words of containers that ended and do not answer again yet."""
     for pod in pods:
-        status = pod.get("status") or {}
-        if status.get("phase") not in ("Pending", "Running"):
+        if phase(pod) not in ("Pending", "Running"):
             continue
-        for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
+        for container in container_statuses(pod):
             state, last = container.get("state") or {}, container.get("lastState") or {}
             ended = state.get("terminated") or last.get("terminated") or {}
             loops = (state.get("waiting") or {}).get("reason") == "CrashLoopBackOff"
             if not container.get("ready") and (loops or ended.get("exitCode")):
-                yield ending(f"container {container.get('name')} of pod {pod['metadata']['name']}", ended)
+                yield ending(f"container {container.get('name')} of pod {name_of(pod)}", ended)

@@ -17,7 +17,7 @@ from ensemble_core.api.hposearch import (
     ParetoPoint,
 )
 from ensemble_operator import status, workload
-from ensemble_operator.jobs import read_time
+from ensemble_operator.readings import read_time
 from ensemble_operator.reports import MOST, Finite, Number, Report, Untrusted, Word, typed
 from ensemble_operator.workload import Start
 from ensemble_operator.world import World
@@ -87,14 +87,12 @@ def teller(starts: Iterable[Start]) -> Start | None:
     return next((start for start in starts if summary_of(start.report) is not None), None)
 
 
-def told_of(report: Report | None, spec: HPOSearchSpec) -> str:
-    """The search in a line."""
-    summary = summary_of(report)
-    if report is None or summary is None:
-        return f"0 of {spec.max_trial_count} trials have ended"
+def told_of(start: Start, told: Start | None, spec: HPOSearchSpec) -> str:
+    """The search in a line: what `told` has said of the library, and what `start` is at."""
+    summary = summary_of(None if told is None else told.report) or TrainSummary()
     parts = [f"{summary.trials.ended} of {spec.max_trial_count} trials have ended"]
-    if report.state == "Running" and report.progress.note:
-        parts.append(report.progress.note)
+    if start.report is not None and start.report.state == "Running" and start.report.progress.note:
+        parts.append(start.report.progress.note)
     elif summary.best is not None and summary.best.value is not None:
         parts.append(f"best {spec.objectives[0].metric} {summary.best.value:.4g} ({summary.best.model_id})")
     return "; ".join(parts)

@@ -17,7 +17,7 @@ from ensemble_core.api.ensembleselection import (
     SelectedMember,
 )
 from ensemble_operator import status, workload
-from ensemble_operator.jobs import read_time
+from ensemble_operator.readings import read_time
 from ensemble_operator.reports import Finite, Number, Report, Untrusted, Word, clean, typed
 from ensemble_operator.workload import Start
 from ensemble_operator.world import World

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Annotated
 
 from pydantic import Field, TypeAdapter
@@ -35,6 +36,7 @@ WISH = f"{GROUP}/wish"
 ALLOCATION_KEY = "allocation.json"  # beside the specification of a revision
 STORAGES_KEY = "storages.json"
 REPOSITORY = "/repository"
+REPORT_KEY_ENV: Manifest = {"name": "ENSEMBLE_REPORT_KEY", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}
 REPOSITORY_MOUNT: Manifest = {"name": "repository", "mountPath": REPOSITORY}
 # Mean milliseconds that a request to a model waits for its members, by pod and with the model's name as label `model`.
 # Triton's own queue time of the front model stays near zero, for that model takes every request at once: the counters
@@ -117,6 +119,7 @@ class Served:
     resolved: Resolved
     allocation: Allocation
 
+    @cached_property
     def revision(self) -> str:
         """Names everything that the pods depend on: another one means other pods, the same one the same pods."""
         return digest([self.resolved.text, self.allocation.text(), build_template(self, "")])[:8]
@@ -175,7 +178,7 @@ def build_record(served: Served, basis: str, wish: str) -> Manifest:
         basis: Names what the allocation was found for, so that it is found again without a job.
         wish: Names the part of the deployment's own document that pods depend on.
     """
-    revision = served.revision()
+    revision = served.revision
     notes = {BASIS: basis, WISH: wish}
     record = specification(served.owner, "serve", child_of(served.owner, revision), served.resolved.text, notes)
     record["metadata"]["labels"][REVISION] = revision
@@ -194,14 +197,14 @@ def read_storages(text: str, storages: str) -> Resolved | None:
 
 
 def build_identity(served: Served) -> tuple[Manifest, ...]:
-    """Who the agent is, and its report; the pods of a revision share one report."""
-    child = child_of(served.owner, served.revision())
+    """Who the agent is, and its report; the pods of a revision share one ConfigMap, with a key for each."""
+    child = child_of(served.owner, served.revision)
     return identity(served.owner, "serve", child, served.spec.service_account_name)
 
 
 def build_deployment(served: Served, replicas: int) -> Manifest:
     """The Deployment of a revision. Its template never changes, so Kubernetes never rolls it: that is done here."""
-    owner, revision = served.owner, served.revision()
+    owner, revision = served.owner, served.revision
     child = child_of(owner, revision)
     extra = {REVISION: revision, **owner.queue}
     return {
@@ -304,7 +307,8 @@ def _agent(served: Served, child: str) -> Manifest:
         served.settings,
         AGENT,
         command=("ensemble", "agent", "--repository", REPOSITORY, "--http-port", str(port), "--report", report),
-        env=report_env(served.owner),
+        # Every copy has one.
+        env=(*report_env(served.owner), REPORT_KEY_ENV),
         mounts=[REPOSITORY_MOUNT, TOKEN_MOUNT],
     )
     return {**agent, "securityContext": {**agent["securityContext"], "runAsUser": AGENT_USER}}

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from ensemble_core.api.ensembledeployment import EnsembleDeployment
-from ensemble_core.api.ensembleselection import EnsembleSelection
+from ensemble_core.api.ensembleselection import EnsembleSelection, EnsembleSelectionSpec
 from ensemble_core.api.hposearch import HPOSearch
 from ensemble_core.errors import UserError
 from ensemble_operator.names import text_hash
@@ -77,7 +77,7 @@ def resolve(documents: Iterable[Document]) -> Resolved:
     Raises:
         UserError: a storage that no pod can have.
     """
-    contents = [_read_by_commands(document) for document in documents]
+    contents = [_read_by_commands(document, document.document()) for document in documents]
     claims: dict[str, tuple[str, str]] = {}
     written: set[str] = set()
     secrets: list[str] = []
@@ -96,6 +96,11 @@ def resolve(documents: Iterable[Document]) -> Resolved:
         claims=tuple(Claim(path, *claim, path in written) for path, claim in sorted(claims.items())),
         secrets=tuple(secrets),
     )
+
+
+def essence(documents: Iterable[Document]) -> list[Manifest]:
+    """What commands are asked to do in these documents, the same in every release that knows their fields."""
+    return [_read_by_commands(document, document.essence()) for document in documents]
 
 
 def environment_prefix(secret: str) -> str:
@@ -119,13 +124,17 @@ def reference(search: HPOSearch) -> HPOSearch:
     )
 
 
-def _read_by_commands(document: Document) -> Manifest:
-    content = document.document()
-    content["metadata"] = {"name": document.metadata.name}
+def named_searches(spec: EnsembleSelectionSpec) -> tuple[str, ...]:
+    """Names of the searches among the sources of a selection, in that order."""
+    return tuple(source.hpo_search_name for source in spec.sources if source.hpo_search_name)
+
+
+def _read_by_commands(document: Document, content: Manifest) -> Manifest:
+    """Of a document's content what commands read."""
     spec = {key: value for key, value in content["spec"].items() if key not in _NOT_READ}
     if isinstance(document, HPOSearch):
         spec["library"] = {"storage": spec["library"]["storage"]}
-    return {**content, "spec": spec}
+    return {**content, "kind": document.kind, "metadata": {"name": document.metadata.name}, "spec": spec}
 
 
 def _storages(content: Manifest) -> Iterator[tuple[str, Manifest]]:

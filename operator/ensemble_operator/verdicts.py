@@ -14,7 +14,7 @@ def ready(reason: str, message: str, updating: tuple[str, str] | None = None) ->
     return (
         Verdict("Ready", "True", reason, message),
         Verdict("Progressing", "True", *updating) if updating else Verdict("Progressing", "False", reason, message),
-        _fine(),
+        fine(),
     )
 
 
@@ -23,7 +23,7 @@ def progressing(reason: str, message: str, blocked: bool = False) -> Verdicts:
     return (
         Verdict("Ready", "False", reason, message),
         Verdict("Progressing", "True", reason, message),
-        Verdict("Degraded", "True", reason, message) if blocked else _fine(),
+        Verdict("Degraded", "True", reason, message) if blocked else fine(),
     )
 
 
@@ -32,18 +32,18 @@ def stopped(reason: str, message: str, degraded: bool) -> Verdicts:
     return (
         Verdict("Ready", "False", reason, message),
         Verdict("Progressing", "False", reason, message),
-        Verdict("Degraded", "True", reason, message) if degraded else _fine(),
+        Verdict("Degraded", "True", reason, message) if degraded else fine(),
     )
 
 
 def undecided(body: Manifest, reason: str, message: str) -> Verdicts:
-    """Nothing can be concluded: Ready stays as it was for this specification, and a person must act."""
+    """Nothing can be concluded: what was ready for this specification stays so, and a person must act."""
     before = next((condition for condition in conditions_of(body) if condition["type"] == "Ready"), None)
     # What was ready for an earlier specification may still be there, but nobody may take it for the present one's.
-    outdated = before and before["status"] == "True" and before["observedGeneration"] != body["metadata"]["generation"]
+    stays = before and before["status"] == "True" and before["observedGeneration"] == body["metadata"]["generation"]
     return (
-        Verdict("Ready", before["status"], before["reason"], before["message"])
-        if before and not outdated
+        Verdict("Ready", "True", before["reason"], before["message"])
+        if before and stays
         else Verdict("Ready", "False", reason, message),
         Verdict("Progressing", "False", reason, message),
         Verdict("Degraded", "True", reason, message),
@@ -58,9 +58,15 @@ def held_up(verdicts: Verdicts, message: str) -> Verdicts:
 
 
 def degraded(verdicts: Verdicts, reason: str, message: str) -> Verdicts:
-    """The same, but Degraded."""
-    return (*verdicts[:2], Verdict("Degraded", "True", reason, message))
+    """The same, but Degraded; what is not ready is so for this reason."""
+    ready, progressing, _ = verdicts
+    return (
+        ready if ready.status == "True" else Verdict("Ready", "False", reason, message),
+        progressing,
+        Verdict("Degraded", "True", reason, message),
+    )
 
 
-def _fine() -> Verdict:
+def fine() -> Verdict:
+    """There is nothing that a person should look at."""
     return Verdict("Degraded", "False", reasons.AS_EXPECTED, "")

@@ -21,7 +21,7 @@ from ensemble_core.api.hposearch import HPOSearch
 from ensemble_operator import reasons, verdicts
 from ensemble_operator.differences import APPLIED, stamped
 from ensemble_operator.identity import identity, report_name, service_account, spec_name, specification
-from ensemble_operator.jobs import Outcome, build_job, has_begun, outcome, pods_of, read_time, trouble_in
+from ensemble_operator.jobs import Outcome, build_job, outcome, trouble_in
 from ensemble_operator.names import (
     ATTEMPT,
     BASIS,
@@ -29,6 +29,7 @@ from ensemble_operator.names import (
     COMPONENT,
     LIBRARY_FINALIZER,
     RAYJOB_LIMIT,
+    SEEN,
     SPEC_HASH,
     Component,
     Owner,
@@ -36,10 +37,11 @@ from ensemble_operator.names import (
     text_hash,
 )
 from ensemble_operator.pods import SPEC_KEY, pod_spec, spec_volume, template, token_volume
+from ensemble_operator.readings import has_begun, pods_of, read_time
 from ensemble_operator.reports import Report, read_report, typed
 from ensemble_operator.settings import Settings
 from ensemble_operator.status import OF_EVERY_KIND, conditions_of, fields_of
-from ensemble_operator.storages import Resolved
+from ensemble_operator.storages import Document, Resolved, essence, resolve
 from ensemble_operator.verdicts import Verdicts
 from ensemble_operator.world import Decision, Manifest, Ref, World
 
@@ -58,6 +60,7 @@ class Wish:
         resolved: What it reads.
         spec_hash: Changes with the specification and with how pods are made; never with images.
         basis: The same with all else that a result depends on: another basis is another workload.
+        seen: The part of that which no object tells again, so that the start has to remember it.
     """
 
     component: Component
@@ -65,12 +68,41 @@ class Wish:
     resolved: Resolved
     spec_hash: str
     basis: str
+    seen: str = ""
 
 
-def wish(component: Component, verb: str, resolved: Resolved, spec: Workload, inputs: Sequence[str] = ()) -> Wish:
-    """What is to be run, for a resource's `spec`; `inputs` are what a result depends on beside the documents."""
-    spec_hash = _digest([resolved.text, spec.pod_overrides.document(), spec.service_account_name])
-    return Wish(component, verb, resolved, spec_hash, _digest([spec_hash, *inputs]))
+def wish(
+    component: Component,
+    verb: str,
+    documents: Sequence[Document],
+    spec: Workload,
+    inputs: Sequence[str] = (),
+    seen: str = "",
+) -> Wish:
+    """What is to be run, for a resource's `spec`.
+
+    Args:
+        component: Of its labels.
+        verb: Of its command.
+        documents: What it reads.
+        spec: How its pods are made.
+        inputs: What a result depends on beside the documents.
+        seen: The same, for the start to remember.
+
+    Raises:
+        UserError: a storage that no pod can have.
+    """
+    named = hash_of(documents, spec)
+    basis = _digest([named, *inputs, *([seen] if seen else [])])
+    return Wish(component, verb, resolve(documents), named, basis, seen)
+
+
+def hash_of(documents: Sequence[Document], spec: Workload) -> str:
+    """Names documents, and how the pods that read them are made.
+
+    What is as by default is left out: a release that adds a field with a default starts nothing again.
+    """
+    return _digest([essence(documents), spec.pod_overrides.essence(), spec.service_account_name])
 
 
 @dataclass(frozen=True)
@@ -92,10 +124,12 @@ class Start:
     report: Report | None = None
     created: str = ""
     engine: str | None = None
+    seen: str = ""
 
     @property
     def annotations(self) -> dict[str, str]:
-        return {SPEC_HASH: self.spec_hash, BASIS: self.basis, ATTEMPT: str(self.attempt)}
+        seen = {SEEN: self.seen} if self.seen else {}
+        return {SPEC_HASH: self.spec_hash, BASIS: self.basis, ATTEMPT: str(self.attempt), **seen}
 
 
 def starts(world: World[Any], component: Component, verb: str) -> list[Start]:
@@ -121,7 +155,8 @@ def current(world: World[Any], wanted: Wish, known: Sequence[Start], go_on: bool
         return last
     suffix = f"{wanted.component}-{wanted.basis[:8]}" + (f"-{attempt}" if attempt > 1 else "")
     child = child_name(owner_name, suffix, RAYJOB_LIMIT)
-    return Start(child, wanted.component, wanted.spec_hash, wanted.basis, attempt, Outcome("Absent"))
+    absent = Outcome("Absent")
+    return Start(child, wanted.component, wanted.spec_hash, wanted.basis, attempt, absent, seen=wanted.seen)
 
 
 def pause(world: World[Any], start: Start) -> float:
@@ -310,9 +345,14 @@ def brief(value: float) -> float:
 
 
 def is_ready(manifest: Manifest) -> bool:
-    """Whether another custom resource says that its result is there, for the specification that it has now."""
-    wanted = ("Ready", "True", manifest["metadata"].get("generation"))
-    return any((one["type"], one["status"], one.get("observedGeneration")) == wanted for one in conditions_of(manifest))
+    """Whether a custom resource says that its result is there, for the specification that it has now."""
+    ready = (one for one in conditions_of(manifest) if (one["type"], one["status"]) == ("Ready", "True"))
+    return any(is_told_now(manifest, one) for one in ready)
+
+
+def is_told_now(manifest: Manifest, condition: Manifest) -> bool:
+    """Whether a condition of a custom resource is about the specification that it has now."""
+    return bool(condition.get("observedGeneration") == manifest["metadata"].get("generation"))
 
 
 def _ended(start: Start) -> Ref | None:
@@ -332,16 +372,18 @@ def _start(world: World[Any], config_map: Manifest, component: Component, verb: 
     uid = world.body["metadata"]["uid"]
     report = read_report(world.child("ConfigMap", report_name(child)), verb, text_hash(text), uid, attempt)
     job = world.child("RayJob", child) or world.child("Job", child)
+    pods = [one for place, one in sorted({**world.children, **world.deleting}.items()) if place.kind == "Pod"]
     return Start(
         child=child,
         component=component,
         spec_hash=noted.get(SPEC_HASH, ""),
         basis=noted.get(BASIS, ""),
         attempt=attempt,
-        outcome=outcome(job, report, pods_of(world.of_kind("Pod"), CHILD, child), world.now),
+        outcome=outcome(job, report, pods_of(pods, CHILD, child), world.now),
         report=report,
         created=metadata.get("creationTimestamp") or "",
         engine=None if job is None else job["kind"],
+        seen=noted.get(SEEN, ""),
     )
 
 

@@ -14,6 +14,7 @@ from ensemble_operator.settings import Settings
 
 Manifest = dict[str, Any]
 NAMESPACE_GOES = "because it is being terminated"  # the server's words where nothing can be made any more
+Others = Mapping["Ref", Manifest]
 Resource = TypeVar("Resource", HPOSearch, EnsembleSelection, EnsembleDeployment)
 
 
@@ -43,7 +44,7 @@ class World(Generic[Resource]):
     body: Manifest
     children: Mapping[Ref, Manifest]
     deleting: Mapping[Ref, Manifest]
-    others: Mapping[Ref, Manifest]
+    others: Others
     capabilities: frozenset[str]
     now: datetime
     settings: Settings
@@ -92,8 +93,12 @@ class Kind(Protocol[Resource]):
 
     model: type[Resource]
 
-    def references(self, resource: Resource, body: Manifest) -> tuple[Ref, ...]:
-        """Other custom resources to read; a name `*` means all of that kind in the namespace."""
+    def references(self, resource: Resource, body: Manifest, read: Others) -> tuple[Ref, ...]:
+        """Other custom resources to read; a name `*` means all of that kind in the namespace.
+
+        It is asked again with what it named, of which `read` has those that exist, until it names no more. What it
+        names in the first round counts as a whole, of what comes later only the specification.
+        """
 
     def decide(self, world: World[Resource]) -> Decision:
         """What should be, from what is."""

@@ -51,7 +51,11 @@ def decided() -> Iterator[Manifest]:
         search["status"] = {"conditions": ready, "library": {"models": 3, "digest": "a" * 64}}
         others = {Ref("HPOSearch", given["metadata"]["name"]): search}
         body = body_of("EnsembleSelection", given["metadata"]["name"], given["spec"])
-        yield from Play(ensembleselection.KIND, body, others=others).decide().objects
+        one = Play(ensembleselection.KIND, body, others=others)
+        yield from one.step().objects
+        # Once it has ended, the storages among its sources are polled.
+        one.workload()["status"] = {"conditions": [condition("Complete")]}
+        yield from (made for made in one.decide().objects if "-poll-" in made["metadata"]["name"])
 
 
 def pods(made: Manifest) -> Iterator[Manifest]:

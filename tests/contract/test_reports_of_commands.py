@@ -14,6 +14,7 @@ from tests.support.play import Play, body_of, condition, reasons_of
 
 from ensemble_core.cli import main
 from ensemble_core.errors import UserError
+from ensemble_core.library import names
 from ensemble_core.report import open_report
 from ensemble_operator import ensembleselection, hposearch
 from ensemble_operator.jobs import INTERRUPTED
@@ -136,3 +137,36 @@ def test_a_selection(target: Path, tmp_path: Path) -> None:
     assert decision.status["libraryDigests"] == [library.digest()]
     assert decision.status["front"]
     assert decision.status["summary"].startswith("none 0, some ")
+
+
+def test_a_poll(target: Path, tmp_path: Path) -> None:
+    """What a poll tells of a library that stays as it is, is what the selection has told of it."""
+    fixtures = module("selection/conftest")
+    workspace = fixtures.Workspace(tmp_path)
+    library = workspace.library("a", fixtures.make_pool(5, 60, 3, 2), {f"m{row}": row for row in range(5)})
+    workspace.profile(library, {f"m{row}": 1.0 + row for row in range(5)})
+    budgets = [{"name": "some", "inferenceTimeSeconds": 9.0}]
+    workspace.documents(["a"], budgets)
+    sources = [{"storage": {"s3": {"bucket": "libraries"}}}]
+    body = body_of("EnsembleSelection", "digits", {"sources": sources, "budgets": budgets})
+    one = Play(ensembleselection.KIND, body)
+
+    def run(verb: str) -> str:
+        """The Job that has not ended does it; the one that there is then."""
+        (job,) = [found for ref, found in one.children.items() if ref.kind == "Job" and "status" not in found]
+        arguments = ["--poll"] if verb == "poll" else []
+        assert main(["select", *arguments, "--spec", str(workspace.file), "--report", f"file:{target}"]) == 0
+        one.later(60)
+        one.report(job, verb, "Succeeded", result=json.loads(target.read_text())["result"])
+        job["status"] = {"conditions": [condition("Complete")]}
+        one.settle()
+        return " ".join(ref.name for ref, found in one.children.items() if ref.kind == "Job" and "status" not in found)
+
+    one.settle()
+    polling = run("select")
+    assert polling.startswith("digits-poll-")
+    assert run("poll") == ""
+    del one.children[Ref("Job", polling)]
+    one.settle()
+    (tmp_path / "a" / names.record("m4")).unlink()
+    assert run("poll").startswith("digits-select-")

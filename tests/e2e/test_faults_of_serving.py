@@ -190,8 +190,9 @@ def test_a_report_that_is_changed_by_hand_is_put_right(served: Namespace, operat
     """Though nothing happens that the agent would have to tell."""
     with operator.explained(served):
         [name] = [one["metadata"]["name"] for one in served.list("deployments", SERVING)]
-        text = (served.get("configmap", f"{name}-report") or {})["data"]["report.json"]
-        forged = json.dumps({"data": {"report.json": text.replace('"revivals": 0', '"revivals": 77')}})
+        [copy, _] = copies(served)
+        text = (served.get("configmap", f"{name}-report") or {})["data"][copy]
+        forged = json.dumps({"data": {copy: text.replace('"revivals": 0', '"revivals": 77')}})
         served.kubectl("patch", "configmap", f"{name}-report", "--type=merge", "--patch", forged)
         served.wait_told(KIND, NAME, Told("Ready", "True", "Serving", ("77 times",)), 30)
         until("the agent has told again", REPORT_SECONDS, lambda: None if "77 times" in ready_message(served) else True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ensemble_core.api.hposearch import HPOSearch
 from ensemble_operator.names import Owner, labels, metadata, owner_of
-from ensemble_operator.world import Decision, Manifest, Ref, Verdict, World
+from ensemble_operator.world import Decision, Manifest, Others, Ref, Verdict, World
 
 Decide = Callable[[World[Any]], Decision]
 
@@ -98,7 +98,7 @@ class FakeKind:
     wanted: tuple[Ref, ...] = ()
     model: type[Any] = HPOSearch
 
-    def references(self, resource: Any, body: Manifest) -> tuple[Ref, ...]:
+    def references(self, resource: Any, body: Manifest, read: Others) -> tuple[Ref, ...]:
         return self.wanted
 
     def decide(self, world: World[Any]) -> Decision:

@@ -92,8 +92,12 @@ def test_the_server_says_when_to_come_again() -> None:
 
 
 def test_no_server() -> None:
+    counted: list[tuple[str, int]] = []
+
     async def run() -> None:
-        client = KubernetesCluster(Configuration(host="http://127.0.0.1:1"))
+        client = KubernetesCluster(
+            Configuration(host="http://127.0.0.1:1"), observe=lambda verb, code: counted.append((verb, code))
+        )
         try:
             await client.get("Job", "lab", "a")
         finally:
@@ -101,6 +105,7 @@ def test_no_server() -> None:
 
     with pytest.raises(UnavailableError, match="GET /apis/batch/v1/namespaces/lab/jobs/a"):
         asyncio.run(run())
+    assert counted == [("get", 0)]
 
 
 def test_a_server_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +119,9 @@ def test_a_server_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.Mon
         ask(sleep, lambda client: client.get("Job", "lab", "a"))
 
 
-def test_an_answer_that_breaks_off() -> None:
+def test_an_answer_that_breaks_off_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[tuple[str, int]] = []
+
     async def half(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Length": "100"})
         await response.prepare(request)
@@ -123,8 +130,13 @@ def test_an_answer_that_breaks_off() -> None:
         request.transport.close()
         return response
 
+    async def get(client: KubernetesCluster) -> None:
+        monkeypatch.setattr(client, "_observe", lambda verb, code: counted.append((verb, code)))
+        await client.get("Job", "lab", "a")
+
     with pytest.raises(UnavailableError):
-        ask(half, lambda client: client.get("Job", "lab", "a"))
+        ask(half, get)
+    assert counted == [("get", 200)]
 
 
 def test_a_list_is_of_the_labels_and_says_its_kind() -> None:

@@ -76,10 +76,12 @@ def select(number: int) -> Step:
     """The selection has this result."""
 
     def tell(bench: Bench) -> None:
+        ready = {"type": "Ready", "status": "True", "reason": "Selected", "message": "small 2"}
         status = {
             "observedGeneration": 1,
             "digest": DIGESTS[number],
             "budgets": [{"name": "small", "members": MEMBERS}],
+            "conditions": [ready | {"observedGeneration": 1, "lastTransitionTime": "2026-01-01T00:00:00Z"}],
         }
         bench.cluster.change(*ENSEMBLE, {"status": status})
 

@@ -32,6 +32,27 @@ def begin_once(bench: Bench) -> None:
     begin(bench, updatePolicy={"mode": "Once"})
 
 
+def begin_polled(bench: Bench) -> None:
+    begin(bench, sources=[{"storage": {"persistentVolumeClaim": {"claimName": "imported"}}}])
+
+
+def poll(digest: str) -> Step:
+    """The poll has told this of the storage."""
+
+    def tell(bench: Bench) -> None:
+        bench.tell("Succeeded", "poll", result={"summary": {"sources": [{"digest": digest * 64}]}})
+        bench.end()
+
+    return tell
+
+
+def expire(bench: Bench) -> None:
+    """Kubernetes deletes the poll's Job in its time."""
+    for kind, name in bench.cluster.names("Job"):
+        if "-poll-" in name:
+            bench.cluster.remove(kind, "lab", name)
+
+
 def library(digest: str, ready: bool = True) -> Step:
     """The search's library has grown to this."""
 
@@ -88,6 +109,7 @@ LIVES: dict[str, tuple[Step, ...]] = {
     "changed back": (*FIRST, ask_for_more, succeed("2"), ask_for_less),
     "once": (begin_once, library("a"), succeed("1"), library("b")),
     "suspended": (begin, library("a"), run, lives.suspend, lives.resume, lives.wait, run, succeed("1")),
+    "polled": (begin_polled, run, succeed("1"), poll("a"), expire, poll("b"), run, succeed("2"), poll("a")),
     "tried again": (begin, library("a"), run, fail, lives.lose, lives.wait, succeed("1")),
 }
 # How many Jobs there are to be, each with its own name.
@@ -99,6 +121,7 @@ RUNS = {
     "changed back": 2,
     "once": 1,
     "suspended": 2,
+    "polled": 5,  # two selections, three polls of which two have the same name
     "tried again": 2,
 }
 BEYOND = ("whole",)  # lives after which there is no selection
@@ -108,7 +131,9 @@ BEYOND = ("whole",)  # lives after which there is no selection
 def test_the_lives_are_what_they_are_meant_to_be(life: str) -> None:
     bench = stage().live(LIVES[life])
     jobs = lives.made(bench, "Job")
-    assert len(set(jobs)) == len(jobs) == RUNS[life]
+    assert len(jobs) == RUNS[life]
+    selecting = [job for job in jobs if "-poll-" not in job]
+    assert len(set(selecting)) == len(selecting)
     assert lives.strangers(bench) == []
     if life in BEYOND:
         assert set(bench.cluster.objects) == {KEY}

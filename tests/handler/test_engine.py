@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -12,12 +14,13 @@ import pytest
 from kopf._core.engines.indexing import OperatorIndexers
 from kopf._core.engines.probing import health_reporter
 from kubernetes.aio.client.configuration import Configuration
+from prometheus_client import generate_latest
 from tests.apiserver.server import free_ports
 from tests.handler.bench import KEY, search
 from tests.handler.fake import FakeKind, decide
 from tests.handler.memory import MemoryCluster
 
-from ensemble_operator import engine
+from ensemble_operator import engine, main
 from ensemble_operator.cluster import BUILT_IN, CUSTOM, UnavailableError
 from ensemble_operator.engine import Engine
 from ensemble_operator.handlers import kopf_settings, registry
@@ -184,6 +187,32 @@ def test_waits_for_a_server_that_is_away(cluster: ServedCluster, kinds: Any) -> 
         await until(lambda: ("Job", "digits-4") in cluster.names("Job"))
 
     run(scenario)
+
+
+def test_a_new_life_begins_with_nothing_and_can_be_stopped_while_the_server_is_away(
+    cluster: ServedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Series of resources whose definition has gone go with it; process 1 must not wait for an API server for ever."""
+    asked: list[str] = []
+
+    async def away() -> frozenset[str]:
+        asked.append("capabilities")
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise UnavailableError("away")
+
+    told = Metrics()
+    told.tell(KEY, {"library": {"models": 7}})
+    monkeypatch.setattr(cluster, "capabilities", away)
+    monkeypatch.setattr(main, "KubernetesCluster", lambda *_, **__: cluster)
+    before = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("nobody listens to SIGTERM"))
+    try:
+        settings = Settings(trainer_image="trainer", core_image="core")
+        assert asyncio.run(main.live(settings, Configuration(), told, Log())) is False
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert asked == ["capabilities"]
+    assert cluster.closed
+    assert b"ensemble_library_models{" not in generate_latest(told.registry)
 
 
 def test_an_optional_api_that_comes_wakes_all(cluster: ServedCluster, kinds: Any) -> None:

@@ -8,16 +8,18 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from tests.handler.bench import KEY, Bench, search
+from tests.handler import lives
+from tests.handler.bench import KEY, Bench, resource, search
 from tests.handler.fake import config_map, decide, library, role, verdicts
 from tests.handler.memory import Write, nothing
+from tests.support.stage import SELECTION, SPEC
 
 from ensemble_core.api.hposearch import HPOSearchStatus
-from ensemble_operator import reasons
-from ensemble_operator.cluster import MissingError, RefusedError, UnavailableError
+from ensemble_operator import ensembledeployment, reasons
+from ensemble_operator.cluster import ApiError, MissingError, RefusedError, UnavailableError
 from ensemble_operator.names import LIBRARY_FINALIZER, MANAGED_BY, owner_of
 from ensemble_operator.queue import Key, RetryError
-from ensemble_operator.world import Decision, Ref, Verdict, World
+from ensemble_operator.world import Decision, Manifest, Ref, Verdict, World
 
 CHILDREN = [
     ("ConfigMap", "digits-4-report"),
@@ -383,6 +385,35 @@ def test_error_in_a_decision_is_a_condition(bench: Bench, caplog: pytest.LogCapt
     assert bench.condition("Degraded")["status"] == "False"
 
 
+def test_error_while_a_decision_is_carried_out_is_a_condition(bench: Bench) -> None:
+    def fail(index: int, write: Write, when: str) -> None:
+        if write.kind == "Role":
+            raise KeyError("resourceVersion")
+
+    bench.cluster.fault = fail
+    with pytest.raises(RetryError):
+        bench.look()
+    assert bench.condition("Degraded")["reason"] == reasons.INTERNAL_ERROR
+    assert "KeyError" in bench.condition("Degraded")["message"]
+    bench.cluster.fault = nothing
+    bench.settle()
+    assert children(bench) == CHILDREN
+    assert bench.condition("Degraded")["status"] == "False"
+
+
+def test_a_refused_finalizer_is_told(bench: Bench) -> None:
+    def refuse(index: int, write: Write, when: str) -> None:
+        if write.verb == "finalizers":
+            raise RefusedError(403, "Forbidden", "hposearches is forbidden")
+
+    bench.kind.decision = library
+    bench.cluster.fault = refuse
+    with pytest.raises(RetryError):
+        bench.look()
+    assert bench.condition("Degraded")["reason"] == reasons.APPLY_FAILED
+    assert bench.condition("Degraded")["message"] == "hposearches is forbidden"
+
+
 @pytest.mark.parametrize("code", [403, 409, 422])
 def test_refused_child_is_told_in_the_servers_words(bench: Bench, code: int) -> None:
     def refuse(index: int, write: Write, when: str) -> None:
@@ -409,14 +440,40 @@ def test_a_request_that_fails_alone_is_told(bench: Bench, write: Write) -> None:
             raise UnavailableError("failed calling webhook: connection refused", code=500)
 
     bench.cluster.fault = fail
-    with pytest.raises(RetryError):
-        bench.look()
+    for _ in range(3):
+        with pytest.raises(RetryError):
+            bench.look()
     assert bench.condition("Degraded")["reason"] == reasons.APPLY_FAILED
     assert "failed calling webhook" in bench.condition("Degraded")["message"]
+    assert [one.verb for one in bench.cluster.writes].count("status") == 1
     bench.cluster.fault = nothing
     bench.settle()
     assert children(bench) == CHILDREN
     assert bench.condition("Degraded")["status"] == "False"
+
+
+@pytest.mark.parametrize("write", [Write("create", "Job", "digits-4"), Write("delete", "Job", "digits-4")])
+def test_a_request_that_fails_once_is_not_told(bench: Bench, write: Write) -> None:
+    """The API server's leader changes, for example."""
+    if write.verb == "delete":
+        bench.look()
+        bench.cluster.change(*KEY, {"spec": {"suspend": True}})
+    failed: list[Write] = []
+
+    def fail(index: int, asked: Write, when: str) -> None:
+        if asked == write and not failed:
+            failed.append(asked)
+            raise UnavailableError("etcdserver: leader changed", code=500)
+
+    bench.cluster.fault = fail
+    before = bench.cluster.objects[KEY].get("status")
+    with pytest.raises(RetryError):
+        bench.look()
+    assert bench.cluster.objects[KEY].get("status") == before
+    bench.settle()
+    assert failed == [write]
+    assert (("Job", "digits-4") in children(bench)) is (write.verb == "create")
+    assert {event["type"] for event in bench.cluster.events.values()} == {"Normal"}
 
 
 def test_a_deletion_that_fails_alone_is_told(bench: Bench) -> None:
@@ -428,10 +485,11 @@ def test_a_deletion_that_fails_alone_is_told(bench: Bench) -> None:
 
     bench.cluster.fault = fail
     bench.cluster.change(*KEY, {"spec": {"suspend": True}})
-    with pytest.raises(RetryError):
-        bench.look()
+    for _ in range(2):
+        with pytest.raises(RetryError):
+            bench.look()
     assert bench.condition("Degraded")["message"].startswith("Job digits-4: failed calling webhook")
-    assert bench.condition("Ready")["reason"] == "Suspended"
+    assert bench.condition("Progressing")["reason"] == "Suspended"
 
 
 def test_a_refused_edit_keeps_no_other_object_from_its_own(bench: Bench) -> None:
@@ -510,14 +568,24 @@ def test_refused_child_does_not_keep_old_ones(bench: Bench) -> None:
     assert ("Job", "digits-5") in children(bench)
 
 
-def test_refused_events_do_not_matter(bench: Bench) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        RefusedError(403, "Forbidden", "namespace is being terminated"),
+        UnavailableError("limit reached on type Namespace", code=429),
+        UnavailableError("failed calling webhook", code=500),
+        MissingError("namespace not found"),
+    ],
+)
+def test_events_that_cannot_be_written_do_not_matter(bench: Bench, error: ApiError) -> None:
     def refuse(index: int, write: Write, when: str) -> None:
         if write.verb == "event":
-            raise RefusedError(403, "Forbidden", "namespace is being terminated")
+            raise error
 
     bench.cluster.fault = refuse
     bench.look()
     assert children(bench) == CHILDREN
+    assert bench.condition("Ready")["reason"] == "Training"
 
 
 def test_unavailable_server_leaves_the_status_and_is_asked_again(bench: Bench) -> None:
@@ -620,6 +688,72 @@ def test_deleted_resource_without_our_finalizer_is_left_alone(bench: Bench) -> N
     assert bench.cluster.writes[before:] == []
 
 
+@pytest.mark.parametrize("spec", [{"library": {"deletionPolicy": "Retain"}}, {"library": "?"}, {}])
+def test_a_deleted_search_that_cannot_be_read_is_let_go(bench: Bench, spec: Manifest) -> None:
+    bench.kind.decision = library
+    bench.look()
+    bench.cluster.objects[KEY]["spec"] = spec
+    bench.cluster.remove(*KEY)
+    bench.look()
+    assert bench.cluster.objects == {}
+
+
+def test_a_search_that_the_server_does_not_let_go_tells_why(bench: Bench) -> None:
+    def refuse(index: int, write: Write, when: str) -> None:
+        if write.verb == "finalizers":
+            raise RefusedError(422, "Invalid", "spec.unknown: Forbidden")
+
+    bench.kind.decision = library
+    bench.look()
+    bench.cluster.change(*KEY, {"spec": {"unknown": 1}})
+    bench.cluster.remove(*KEY)
+    bench.cluster.fault = refuse
+    for _ in range(2):
+        with pytest.raises(RetryError):
+            bench.look()
+        assert bench.condition("Degraded")["reason"] == reasons.APPLY_FAILED
+        assert bench.condition("Degraded")["message"] == "spec.unknown: Forbidden"
+
+
+def test_a_deleted_search_that_cannot_be_read_tells_how_to_let_it_go(bench: Bench) -> None:
+    bench.kind.decision = library
+    bench.look()
+    bench.cluster.change(*KEY, {"spec": {"unknown": 1, "library": {"deletionPolicy": "Delete"}}})
+    bench.cluster.remove(*KEY)
+    bench.look()
+    assert bench.condition("Degraded")["reason"] == reasons.INVALID_SPEC
+    told = bench.condition("Degraded")["message"]
+    assert told.startswith("spec.unknown: ")
+    assert told.endswith("; spec.library.deletionPolicy: Retain lets the search go")
+    bench.cluster.change(*KEY, {"spec": {"library": {"deletionPolicy": "Retain"}}})
+    bench.look()
+    assert bench.cluster.objects == {}
+
+
+def test_a_pod_that_cannot_end_is_told_while_its_search_waits_to_go(bench: Bench) -> None:
+    bench.kind.decision = library
+    bench.look()
+    labels = bench.cluster.objects["Job", "lab", "digits-4"]["spec"]["template"]["metadata"]["labels"]
+    pod = {"name": "digits-4-x", "namespace": "lab", "labels": labels, "finalizers": ["example.com/held"]}
+    bench.cluster.put({"apiVersion": "v1", "kind": "Pod", "metadata": pod, "spec": {"nodeName": "node-7"}})
+    bench.cluster.remove("Pod", "lab", "digits-4-x")  # its grace ends at midnight
+    bench.now += timedelta(minutes=2)
+    bench.look()
+    assert bench.condition("Degraded")["status"] == "False"  # nobody waits for it
+    bench.now -= timedelta(minutes=2)
+    bench.cluster.remove(*KEY)
+    assert (bench.look() or 99) <= 60
+    assert bench.condition("Degraded")["status"] == "False"
+    bench.now += timedelta(minutes=1)
+    bench.look()
+    told = "Pod digits-4-x, which is being deleted since 2026-01-01T00:00:00Z, is still there: bring back node node-7,"
+    assert bench.condition("Degraded")["message"].startswith(told)
+    assert "kubectl delete pod digits-4-x --force" in bench.condition("Degraded")["message"]
+    bench.cluster.change("Pod", "lab", "digits-4-x", {"status": {"phase": "Failed"}})
+    bench.look()
+    assert "finalizers example.com/held" in bench.condition("Degraded")["message"]
+
+
 # ------------------------------------------------------------ reading
 
 
@@ -642,6 +776,35 @@ def test_a_decision_sees_children_others_and_capabilities(bench: Bench) -> None:
     assert dependents.of(Key("EnsembleSelection", "lab", "any"), wide=True) == {KEY}
     assert dependents.of(Key("EnsembleSelection", "lab", "any"), wide=False) == set()
     assert dependents.of(Key("HPOSearch", "elsewhere", "other"), wide=True) == set()
+
+
+def test_a_deployment_reads_and_heeds_the_searches_of_its_selection_alone() -> None:
+    key, selection = Key("EnsembleDeployment", "lab", "digits"), Key("EnsembleSelection", "lab", "digits")
+    reads: list[tuple[str, str]] = []
+    bench = lives.stand(ensembledeployment.KIND, key)
+    bench.cluster.on_read = lambda verb, kind: reads.append((verb, kind))
+    for name in ("digits", *(f"other-{number}" for number in range(9))):
+        bench.cluster.put(search(name))
+    bench.cluster.put(resource(key, SPEC))
+    dependents, other = bench.reconciler.dependents, Key("HPOSearch", "lab", "other-0")
+
+    bench.settle()
+    assert "HPOSearch" not in {kind for _, kind in reads}  # it is not known yet which
+    assert dependents.of(KEY, wide=True) == set()
+    bench.cluster.put(resource(selection, SELECTION))
+    reads.clear()
+    bench.look()
+    assert [verb for verb, kind in reads if kind == "HPOSearch"] == ["get"]
+    assert dependents.of(selection, wide=False) == dependents.of(KEY, wide=True) == {key}
+    # Where a search's library is, its specification tells; how far it is does not matter.
+    assert dependents.of(KEY, wide=False) == dependents.of(other, wide=True) == set()
+
+    bench.cluster.put(resource(selection, SELECTION | {"sources": [{"hpoSearchName": "other-0"}]}))
+    bench.look()
+    assert (dependents.of(other, wide=True), dependents.of(KEY, wide=True)) == ({key}, set())
+    bench.cluster.remove(*key)
+    bench.look()
+    assert dependents.of(other, wide=True) == dependents.of(selection, wide=True) == set()
 
 
 def test_pods_are_seen_and_never_deleted(bench: Bench) -> None:
@@ -667,7 +830,7 @@ def test_a_quiet_look_is_cheap(bench: Bench) -> None:
 
 
 def test_a_wish_that_is_repeated_in_vain_is_granted_ever_more_slowly(bench: Bench) -> None:
-    def wish(seconds: float, message: str = "") -> float | None:
+    def wish(seconds: float | None, message: str = "") -> float | None:
         bench.kind.decision = lambda world: Decision((), verdicts(False, "Waiting", message), again_after=seconds)
         after = bench.look()
         bench.now += timedelta(seconds=(after or 0) - 1)  # a look takes a second
@@ -677,6 +840,7 @@ def test_a_wish_that_is_repeated_in_vain_is_granted_ever_more_slowly(bench: Benc
     assert wish(30, "news") == 30
     assert wish(17) == 17
     assert [wish(17) for _ in range(10)][-1] == 1800
+    assert [wish(None), wish(17)] == [1800, 17]
 
 
 def test_what_a_look_wrote_itself_is_no_news(bench: Bench) -> None:

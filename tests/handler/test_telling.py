@@ -56,6 +56,19 @@ def test_degraded_replaces_one_verdict() -> None:
     assert [one.reason for one in changed] == ["Done", "Done", "ApplyFailed"]
 
 
+def test_what_is_wrong_is_why_something_is_not_ready() -> None:
+    """`kubectl get` shows the reason of Ready alone."""
+    changed = degraded(verdicts(False, "Starting", "0/4"), "ApplyFailed", "quota")
+    assert [(one.type, one.status, one.reason, one.message) for one in changed] == [
+        ("Ready", "False", "ApplyFailed", "quota"),
+        ("Progressing", "True", "Starting", "0/4"),
+        ("Degraded", "True", "ApplyFailed", "quota"),
+    ]
+    body = BODY | {"status": {"conditions": conditions([], verdicts(False, "Training", "3 of 12"), 1, NOW)}}
+    told = undecided(body, "InternalError", "a bug")[0]
+    assert (told.status, told.reason, told.message) == ("False", "InternalError", "a bug")
+
+
 def test_where_nothing_can_be_concluded_ready_stays() -> None:
     body = BODY | {"status": {"conditions": conditions([], verdicts(True, "Trained"), 1, NOW)}}
     assert [one.status for one in undecided(body, "InvalidSpec", "x")] == ["True", "False", "True"]
@@ -64,10 +77,9 @@ def test_where_nothing_can_be_concluded_ready_stays() -> None:
 
 def test_what_was_ready_for_an_earlier_specification_is_not_for_this_one() -> None:
     changed = BODY | {"metadata": {**BODY["metadata"], "generation": 2}}  # type: ignore[dict-item]
-    for ready, reason in ((True, "InvalidSpec"), (False, "Trained")):
-        body = changed | {"status": {"conditions": conditions([], verdicts(ready, "Trained"), 1, NOW)}}
-        told = undecided(body, "InvalidSpec", "x")[0]
-        assert (told.status, told.reason) == ("False", reason)
+    body = changed | {"status": {"conditions": conditions([], verdicts(True, "Trained"), 1, NOW)}}
+    told = undecided(body, "InvalidSpec", "x")[0]
+    assert (told.status, told.reason) == ("False", "InvalidSpec")
 
 
 # ------------------------------------------------------------ events
@@ -194,6 +206,16 @@ def test_prometheus_can_read_it() -> None:
     assert 'ensemble_condition{kind="HPOSearch",name="digits",namespace="lab",type="Ready"} 1.0' in text
     assert 'ensemble_operator_api_requests_total{code="200",verb="list"} 1.0' in text
     assert all(f"# HELP {name} " in text for name in GAUGES)
+
+
+def test_what_is_told_of_resources_can_be_forgotten_at_once() -> None:
+    metrics = Metrics()
+    metrics.tell(Key("HPOSearch", "lab", "digits"), {"conditions": conditions([], verdicts(True, "Done"), 1, NOW)})
+    metrics.requested("list", 200)
+    metrics.forget_all()
+    text = generate_latest(metrics.registry).decode()
+    assert "ensemble_condition{" not in text
+    assert 'ensemble_operator_api_requests_total{code="200",verb="list"} 1.0' in text
 
 
 # ------------------------------------------------------------ settings

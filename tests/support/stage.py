@@ -140,13 +140,29 @@ class Stage(Play):
     # --- the others
 
     def select(self, digest: str, **status: Any) -> None:
-        """The selection has a result."""
+        """The selection has a result, of the specification that it has now."""
         budgets = [
             {"name": "small", "members": MEMBERS},
             {"name": "none", "members": [], "reason": "the cheapest model has 0.1 millions"},
         ]
         manifest = self.others[Ref("EnsembleSelection", "digits")]
-        manifest["status"] = {"observedGeneration": 1, "digest": digest, "budgets": budgets} | status
+        manifest["status"] = {"digest": digest, "budgets": budgets} | status
+        self.selection_says("Ready", "True", "Selected")
+
+    def selection_says(self, kind: str, status: str, reason: str, message: str = "") -> None:
+        """A condition of the selection, about the specification that it has now."""
+        manifest = self.others[Ref("EnsembleSelection", "digits")]
+        generation, told = manifest["metadata"]["generation"], manifest["status"]
+        told["observedGeneration"] = generation
+        others = [one for one in told.get("conditions", ()) if one["type"] != kind]
+        said = {"type": kind, "status": status, "reason": reason, "message": message}
+        told["conditions"] = [*others, said | {"observedGeneration": generation, "lastTransitionTime": time(self.now)}]
+
+    def edit_selection(self, **spec: Any) -> None:
+        """Change the selection's specification; its own reconcile has not seen it yet."""
+        manifest = self.others[Ref("EnsembleSelection", "digits")]
+        manifest["spec"] = manifest["spec"] | spec
+        manifest["metadata"]["generation"] += 1
 
     def digest(self) -> str:
         return str(self.others[Ref("EnsembleSelection", "digits")]["status"]["digest"])
@@ -218,9 +234,12 @@ class Stage(Play):
         moment = {"lastTransitionTime": time(self.now - timedelta(seconds=since))}
         self.play_pod(child, "Pending", conditions=[condition | moment])
 
-    def play_agent(self, deployment: Manifest, note: str = "", **told: Any) -> None:
-        """What an agent reports."""
+    def play_agent(self, deployment: Manifest, note: str = "", suffix: str = "0", **told: Any) -> None:
+        """What the agent of a copy reports."""
         name = deployment["metadata"]["name"]
+        pod = f"{name}-{suffix}"
+        if Ref("Pod", pod) not in self.children:
+            self.play_pod(deployment, suffix=suffix)
         report = {
             "schemaVersion": 1,
             "verb": "agent",
@@ -231,7 +250,8 @@ class Stage(Play):
             "state": "Running",
             "progress": {"stage": "serving", "done": 5, "total": 5, "note": note, "summary": told},
         }
-        self.children[Ref("ConfigMap", report_name(name))]["data"] = {"report.json": json.dumps(report)}
+        data = self.children[Ref("ConfigMap", report_name(name))].setdefault("data", {})
+        data[pod] = json.dumps(report)
 
     def serve(self) -> str:
         """Until the present document is served; its revision."""

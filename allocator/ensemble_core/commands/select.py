@@ -8,9 +8,11 @@ from bisect import bisect_right
 from typing import Any
 
 from ensemble_core.api.documents import load_documents
+from ensemble_core.library.library import Library
 from ensemble_core.report import MAX_BYTES, Report, add_report_arguments, run_reported
 from ensemble_core.selection.result import BudgetResult, SelectionResult
 from ensemble_core.selection.run import run_selection
+from ensemble_core.selection.subject import open_sources
 
 ROOM = MAX_BYTES - 4096  # for the summary in a report
 TOLD = {"budgets": ("name", "validation", "heldout", "cost", "reason"), "members": ("library", "modelId", "weight")}
@@ -18,10 +20,26 @@ TOLD = {"budgets": ("name", "validation", "heldout", "cost", "reason"), "members
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_report_arguments(parser)
+    parser.add_argument(
+        "--poll", action="store_true", help="only tell the digests of the sources: whether there is something new"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.poll:
+        return run_reported(arguments, "poll", lambda _: _poll(arguments))
     return run_reported(arguments, "select", lambda report: _select(arguments, report))
+
+
+def _poll(arguments: argparse.Namespace) -> dict[str, Any]:
+    documents = load_documents(arguments.spec)
+    selection = documents.selection(arguments.name)
+    where = f"{documents.file}: EnsembleSelection {selection.metadata.name}"
+    stores = open_sources(where, documents.source_storages(selection))
+    digests = [Library.open(store).digest() for store in stores]
+    for store, digest in zip(stores, digests, strict=True):
+        print(f"{digest}  {store.url}")
+    return {"summary": {"sources": [{"digest": digest} for digest in digests]}}
 
 
 def _select(arguments: argparse.Namespace, report: Report) -> dict[str, Any]:

@@ -173,11 +173,13 @@ class Deletion:
         steps: Paths that may go in any order; each step after the one before.
         bytes: Of all of them.
         others: Searches that share the library. As long as there are any, only what is of the deleted one goes.
+        nested: Folders that are libraries themselves; nothing in them goes.
     """
 
     steps: tuple[tuple[str, ...], ...]
     bytes: int
     others: frozenset[str] = frozenset()
+    nested: tuple[str, ...] = ()
 
     @property
     def files(self) -> int:
@@ -190,7 +192,8 @@ def deletion(store: Store, search: str) -> Deletion:
     `library.json` goes last: killed at any point, the next plan has the rest.
     """
     entries = store.entries("")
-    owned = [path for path in entries if _OWNED.fullmatch(path)]
+    nested = tuple(path.removesuffix(names.LIBRARY) for path in entries if path.endswith(f"/{names.LIBRARY}"))
+    owned = [path for path in entries if _OWNED.fullmatch(path) and not path.startswith(nested)]
     others = frozenset(filter(None, map(_search_of, owned))) - {search}
     own = [path for path in owned if _belongs(path, search)]
     if names.LIBRARY in owned:
@@ -202,13 +205,13 @@ def deletion(store: Store, search: str) -> Deletion:
     for path in own:
         steps[_step(path)].append(path)
     size = sum(entries[path].bytes for path in own)
-    return Deletion(tuple(tuple(step) for step in steps.values() if step), size, others)
+    return Deletion(tuple(tuple(step) for step in steps.values() if step), size, others, nested)
 
 
 def delete(store: Store, planned: Deletion, progress: Callable[[int], None]) -> None:
     """Carry out a deletion; `progress` is told how many files have gone."""
     if not planned.others:
-        _delete_hidden(store)
+        _delete_hidden(store, planned.nested)
     gone = 0
     with ThreadPoolExecutor(DELETIONS) as pool:
         for step in planned.steps:
@@ -217,11 +220,12 @@ def delete(store: Store, planned: Deletion, progress: Callable[[int], None]) -> 
                 progress(gone)
 
 
-def _delete_hidden(store: Store) -> None:
+def _delete_hidden(store: Store, nested: tuple[str, ...]) -> None:
     """Unfinished writes and the lock, which only a local folder has."""
     for path in store.leftovers(0.0):
         folder, _, name = path.rpartition("/")
-        if folder.split("/")[0] in _FOLDERS and re.fullmatch(rf"{re.escape(TEMPORARY)}[0-9a-f]{{32}}", name):
+        ours = folder.split("/")[0] in _FOLDERS and not path.startswith(nested)
+        if ours and re.fullmatch(rf"{re.escape(TEMPORARY)}[0-9a-f]{{32}}", name):
             store.delete(path)
     if (place := store.local(names.LIBRARY)) is not None:
         place.with_name(LOCK).unlink(missing_ok=True)

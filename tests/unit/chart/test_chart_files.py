@@ -75,6 +75,14 @@ def test_every_object_of_the_schema_refuses_what_it_does_not_know() -> None:
     assert all(one["additionalProperties"] is False for one in objects(SCHEMA))
 
 
+def test_the_operator_may_wait_for_the_api_server_for_an_hour() -> None:
+    """Its health is first told when the API server has answered."""
+    template = (CHART / "templates/deployment.yaml").read_text()
+    found = re.findall(r"^( +)(\w+Probe):\n((?:\1 .*\n)+)", template, re.MULTILINE)
+    startup = {name: yaml.safe_load(text) for _, name, text in found}["startupProbe"]
+    assert startup["periodSeconds"] * startup["failureThreshold"] == 3600
+
+
 def test_the_readme_has_a_row_for_every_value() -> None:
     rows = [f"| `{path}` | `{json.dumps(default(path))}` | {field['description']} |" for path, field in FIELDS.items()]
     table = "\n".join(["| Value | Default | Meaning |", "|---|---|---|", *rows])

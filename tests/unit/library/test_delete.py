@@ -76,6 +76,18 @@ def test_everything_goes_but_what_others_put_there(full: Library) -> None:
     assert collect.deletion(full.store, "digits").files == 0  # again: nothing to do
 
 
+def test_a_library_inside_another_s_folders_stays(full: Library) -> None:
+    inner = {
+        f"{folder}/{path}"
+        for folder in ("models/inner", "trials/inner-0001/1")
+        for path in ("library.json", "models/digits-0000/record.json", "selections/x.json")
+    }
+    for path in inner:
+        full.store.write(path, b"inner")
+    delete(full.store)
+    assert set(full.store.list("")) == inner
+
+
 @pytest.mark.parametrize("deletions", [1, 5, 11, 23, -2, -1])
 def test_stopped_anywhere_the_next_has_the_rest(full: Library, deletions: int, monkeypatch: pytest.MonkeyPatch) -> None:
     files = collect.deletion(full.store, "digits").files

@@ -14,13 +14,15 @@ def test_hidden_files_of_the_format_go_and_no_folder_stays(library: Library) -> 
     for folder in ("models/x/1", "", "trials/digits-0000/1"):
         (root / folder).mkdir(parents=True, exist_ok=True)
         (root / folder / temporary).write_bytes(b"half")
-    foreign = [root / "mine" / temporary, root / ".tmp-mine"]
+    library.store.write("models/inner/library.json", b"inner")
+    foreign = [root / "mine" / temporary, root / ".tmp-mine", root / "models/inner/models/x" / temporary]
     for path in foreign:
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"foreign")
+    foreign.append(root / "models/inner/library.json")
     collect.delete(library.store, collect.deletion(library.store, "digits"), lambda gone: None)
     assert sorted(path for path in root.rglob("*") if path.is_file()) == sorted(foreign)
-    assert {path.name for path in root.iterdir()} == {"mine", ".tmp-mine"}
+    assert {path.name for path in root.iterdir()} == {"mine", ".tmp-mine", "models"}
 
 
 def test_a_folder_that_was_never_made_is_fine(tmp_path: Path) -> None:

@@ -127,9 +127,9 @@ def test_nothing_is_written_once_all_is_well(stage: Stage) -> None:
             "EnsembleSelection digits names HPOSearch digits, which is missing or not valid",
         ),
         (
-            lambda s: s.select(DIGESTS[0], observedGeneration=0),
+            lambda s: s.edit_selection(budgets=[{"name": "small", "parametersMillions": 2}]),
             ("-SelectionNotReady", "+SelectionNotReady", "-AsExpected"),
-            "EnsembleSelection digits, which is at work on a new result",
+            "waits until EnsembleSelection digits has a result of its present specification",
         ),
         (
             lambda s: s.others[SEARCH]["spec"]["library"].update(storage={"path": "/data"}),
@@ -153,7 +153,7 @@ def test_what_is_referred_to_is_not_there(stage: Stage, arrange: Any, reasons: t
     assert stage.selected() == revision
     assert list(stage.deployments()) == [revision]
     assert decision.status["readyReplicas"] == 2
-    if "SelectionNotReady" in reasons[0] and "at work" in words:
+    if "present specification" in words:
         assert reasons_of(decision) == ("+Serving", "-Serving", "-AsExpected")
     else:
         assert reasons_of(decision)[1:] == reasons[1:]
@@ -345,9 +345,56 @@ def test_the_selections_own_document_starts_nothing(stage: Stage) -> None:
     revision = stage.serve()
     manifest = stage.others[SELECTION]
     manifest["spec"]["budgets"][0]["parametersMillions"] = 2
-    manifest["metadata"]["generation"] = manifest["status"]["observedGeneration"] = 2
+    manifest["metadata"]["generation"] = 2
+    stage.select(DIGESTS[0])
     stage.steps()
     assert (list(stage.deployments()), stage.jobs()) == ([revision], [])
+
+
+@pytest.mark.parametrize("strategy", ["BlueGreen", "Recreate"])
+@pytest.mark.parametrize(
+    "reason", ["", "SourcesNotReady", "Starting", "Queued", "Lost", "SelectionFailed", "Suspended", "Selecting"]
+)
+def test_other_sources_begin_nothing_before_there_is_a_result_of_them(stage: Stage, strategy: str, reason: str) -> None:
+    """The members of the result that is there are counted in the sources that were there."""
+    stage.change(rollout={"strategy": strategy})
+    revision = stage.serve()
+    jobs, children = stage.refs("Job"), set(stage.children)
+    stage.others[Ref("HPOSearch", "two")] = copy.deepcopy(stage.others[SEARCH])
+    stage.others[Ref("HPOSearch", "two")]["metadata"]["name"] = "two"
+    stage.edit_selection(sources=[{"hpoSearchName": "two"}, {"hpoSearchName": "digits"}])
+    if reason:  # else the selection's own reconcile has not come to it yet
+        stage.selection_says("Ready", "False", reason, "as it is")
+        stage.selection_says("Progressing", "True", reason, "as it is")
+    decision = stage.steps()
+    assert reasons_of(decision) == ("+Serving", "+SelectionNotReady", "-AsExpected")
+    assert "until EnsembleSelection digits has a result of its present specification" in message(decision)
+    for _ in range(3):
+        stage.later(PATIENCE)
+        stage.steps()
+    assert (stage.refs("Job"), set(stage.children)) == (jobs, children)
+    assert (list(stage.deployments()), stage.selected()) == ([revision], revision)
+
+    stage.remove(stage.the_deployment())  # what serves is maintained meanwhile
+    stage.steps()
+    assert list(stage.deployments()) == [revision]
+    stage.select(DIGESTS[1])
+    stage.steps()
+    assert len(stage.jobs()) == 1
+
+
+def test_the_best_single_model_of_a_selection_without_ensembles(stage: Stage) -> None:
+    stage.change(selectionRef={"name": "digits", "budgetName": "best-single"})
+    stage.selection_says("Ready", "False", "NoEnsemble")
+    stage.steps()
+    assert len(stage.jobs()) == 1
+
+
+def test_a_newer_result_that_is_about_to_come_is_waited_for(stage: Stage) -> None:
+    stage.selection_says("Progressing", "True", "Profiling")
+    decision = stage.steps()
+    assert reasons_of(decision) == ("-SelectionNotReady", "+SelectionNotReady", "-AsExpected")
+    assert message(decision) == "waits for EnsembleSelection digits, which is at work on a new result"
 
 
 def test_memory_of_two_generations(stage: Stage) -> None:
@@ -565,6 +612,29 @@ def test_suspend_takes_the_pods_and_leaves_the_service(stage: Stage) -> None:
     assert stage.jobs() == []
 
 
+def test_suspending_has_a_failed_optimisation_tried_again(stage: Stage) -> None:
+    stage.steps()
+    stage.failed()
+    stage.steps()
+    stage.change(suspend=True)
+    stage.steps()
+    assert stage.refs("Job") == []
+    stage.later(60)
+    stage.change(suspend=False)
+    stage.steps()
+    assert stage.job()["metadata"]["name"].endswith("-2")
+
+
+def test_suspend_stops_a_job_whose_selection_is_gone(stage: Stage) -> None:
+    stage.steps()
+    stage.others.pop(SELECTION)
+    stage.steps()
+    assert len(stage.jobs()) == 1
+    stage.change(suspend=True)
+    stage.steps()
+    assert stage.jobs() == []
+
+
 def test_suspend_before_anything_was_found_out(stage: Stage) -> None:
     stage.steps()
     stage.change(suspend=True)
@@ -626,20 +696,43 @@ def test_repairs_show_in_the_condition(stage: Stage) -> None:
     assert "put models right that differed from the allocation, 1 times" in told
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        None,
-        {"report.json": "{"},
-        {"report.json": "[]"},
-        {"report.json": "x" * 100_000},
-        {"other": "y"},
-    ],
-)
-def test_a_tampered_report_of_the_agent_changes_nothing(stage: Stage, data: Any) -> None:
+MODELS = [{"modelId": f"digits-{i}", "digest": f"{i}" * 64} for i in range(2)]
+
+
+def test_what_copies_tell_is_put_together_and_rests(stage: Stage) -> None:
+    """One that is just starting, or is gone, takes nothing away from what the others have told."""
     stage.serve()
+    deployment = stage.the_deployment()
+    stage.play_agent(deployment, suffix="b", loaded=MODELS, revivals=2, repaired=0)
+    stage.play_agent(deployment, suffix="c", loaded=MODELS, revivals=1, repaired=0)
+    told = message(stage.steps(), "Ready")
+    assert "revived dead models, 3 times" in told
+    for suffix in ("a", "d"):
+        stage.play_agent(deployment, note="loading", suffix=suffix, loaded=MODELS[:1], revivals=0, repaired=0)
+        decision = stage.steps()
+        assert message(decision, "Ready") == told
+        assert decision.status["loaded"] == MODELS
+    del stage.children[Ref("Pod", f"{deployment['metadata']['name']}-b")]
+    decision = stage.steps()
+    assert "revived dead models, 1 times" in message(decision, "Ready")
+    assert decision.status["loaded"] == MODELS
+
+
+def test_more_repairs_than_can_be_counted(stage: Stage) -> None:
+    stage.serve()
+    for suffix in "ab":
+        stage.play_agent(stage.the_deployment(), suffix=suffix, loaded=[], revivals=2**31 - 1, repaired=0)
+    assert f"revived dead models, {2**31 - 1} times" in message(stage.steps(), "Ready")
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", "x" * 100_000])
+def test_a_tampered_report_of_the_agent_changes_nothing(stage: Stage, text: str | None) -> None:
+    stage.serve()
+    stage.play_agent(stage.the_deployment(), loaded=MODELS, revivals=0, repaired=0)
+    assert stage.steps().status["loaded"] == MODELS
     name = report_name(stage.the_deployment()["metadata"]["name"])
-    stage.children[Ref("ConfigMap", name)]["data"] = data
+    data = stage.children[Ref("ConfigMap", name)]["data"]
+    stage.children[Ref("ConfigMap", name)]["data"] = text and dict.fromkeys(data, text)
     decision = stage.steps()
     assert reasons_of(decision) == ("+Serving", "-Serving", "-AsExpected")
     assert "loaded" not in decision.status
@@ -681,7 +774,28 @@ def test_a_service_monitor_is_made_where_there_can_be_one(stage: Stage) -> None:
 
 def test_references(stage: Stage) -> None:
     world = stage.world()
-    assert stage.kind.references(world.resource, world.body) == (SELECTION, Ref("HPOSearch", "*"))
+    assert stage.kind.references(world.resource, world.body, {}) == (SELECTION,)
+    assert stage.kind.references(world.resource, world.body, world.others) == (SELECTION, SEARCH)
+    invalid = {SELECTION: {"metadata": {"name": "digits"}}}
+    assert stage.kind.references(world.resource, world.body, invalid) == (SELECTION,)
+
+
+def test_new_copies_wait_in_kueues_queue(stage: Stage) -> None:
+    """For as long as it takes: nobody has to act."""
+    old, new = roll(stage)
+    deployment = stage.deployments()[new]
+    condition = {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"}
+    stage.play_pod(deployment, "Pending", conditions=[condition])
+    (pod,) = [one for place, one in stage.children.items() if place == ("Pod", f"{deployment['metadata']['name']}-0")]
+    pod["spec"] = {"schedulingGates": [{"name": "kueue.x-k8s.io/admission"}]}
+    pod["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = "gpus"
+    stage.later(3600)
+    stage.play_deployment(deployment, 0, "ProgressDeadlineExceeded")
+    decision = stage.steps()
+    assert reasons_of(decision) == ("-Queued", "+Queued", "-AsExpected")
+    assert "waits in Kueue's queue gpus" in message(decision, "Progressing")
+    assert "the old copies hold devices until" in message(decision, "Progressing")
+    assert stage.selected() == old
 
 
 def test_pods_wait_in_kueues_queue(stage: Stage) -> None:

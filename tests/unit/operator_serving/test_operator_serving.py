@@ -16,6 +16,7 @@ from stage import DIGESTS, SPEC, Stage, summary
 from ensemble_core.api.common import Storage
 from ensemble_core.api.ensembledeployment import EnsembleDeployment
 from ensemble_core.api.hposearch import HPOSearch
+from ensemble_operator import serving
 from ensemble_operator.deployment_aim import build_optimise_job, wanted_part
 from ensemble_operator.jobs import Outcome
 from ensemble_operator.names import Owner
@@ -64,6 +65,19 @@ def served(name: str = "digits", storage: Manifest = CLAIM, **spec: Any) -> Serv
     return Served(owner(name), deployment.spec, SETTINGS, resolved, allocation)
 
 
+def test_a_revision_is_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name takes a whole pod template, and every object of the revision has it."""
+    made: list[str] = []
+    build = serving.build_template
+    monkeypatch.setattr(serving, "build_template", lambda one, name: (made.append(name), build(one, name))[1])
+    one = served()
+    build_record(one, "basis", "wish")
+    build_identity(one)
+    deployment = build_deployment(one, 2)
+    assert made == ["", one.revision]
+    assert deployment["metadata"]["labels"]["ensemble-operator.io/revision"] == one.revision
+
+
 def optimise(one: Served) -> Manifest:
     start = Start("digits-allocate-0", "allocate", "s", "b", 1, Outcome("Absent"))
     return build_optimise_job(one.owner, start, one.resolved, one.spec, one.settings, DIGESTS[0])
@@ -101,7 +115,7 @@ def test_both_pods_have_the_same_devices() -> None:
 
 def test_commands() -> None:
     one = served(serving={"httpPort": 9000, "grpcPort": 9001, "metricsPort": 9002})
-    name = child_of(one.owner, one.revision())
+    name = child_of(one.owner, one.revision)
     found = {key: container["command"] for key, container in containers(build_deployment(one, 1)).items()}
     found |= {key: container["command"] for key, container in containers(optimise(one)).items()}
     spec = ["--spec", "/etc/ensemble/spec.yaml", "--name", "digits"]
@@ -134,6 +148,11 @@ def test_only_who_must_has_credentials_and_a_token() -> None:
     claims = containers(build_deployment(served(), 1))
     storage = {name for name, c in claims.items() if any("/mnt/" in mount["mountPath"] for mount in c["volumeMounts"])}
     assert storage == {"render"}
+
+
+def test_each_agent_reports_under_the_name_of_its_pod() -> None:
+    named = {"name": "ENSEMBLE_REPORT_KEY", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}
+    assert {name for name, one in containers(build_deployment(served(), 1)).items() if named in one["env"]} == {"agent"}
 
 
 def test_no_other_container_is_the_agents_user() -> None:
@@ -183,7 +202,7 @@ def test_a_pod_that_ends_still_answers_for_a_while() -> None:
 
 def test_deployment() -> None:
     one = served(rollout={"progressDeadlineSeconds": 77}, podOverrides={"labels": {"team": "a"}})
-    revision = one.revision()
+    revision = one.revision
     made = build_deployment(one, 3)
     pod = made["spec"]["template"]
     assert made["metadata"]["name"] == f"digits-{revision}"
@@ -269,7 +288,7 @@ def test_service_monitor() -> None:
 def test_record() -> None:
     one = served()
     made = build_record(one, "basis", "wish")
-    name = f"digits-{one.revision()}"
+    name = f"digits-{one.revision}"
     assert made["metadata"]["name"] == f"{name}-spec"
     assert made["immutable"] is True
     assert made["data"]["spec.yaml"] == one.resolved.text
@@ -290,7 +309,7 @@ def test_record() -> None:
     ],
 )
 def test_another_revision_for_everything_that_pods_depend_on(change: Any) -> None:
-    assert change(served()).revision() != served().revision()
+    assert change(served()).revision != served().revision
 
 
 @pytest.mark.parametrize(
@@ -303,7 +322,7 @@ def test_another_revision_for_everything_that_pods_depend_on(change: Any) -> Non
     ],
 )
 def test_the_same_revision_for_all_else(change: Manifest) -> None:
-    assert served(**change).revision() == served().revision()
+    assert served(**change).revision == served().revision
 
 
 # --- any document

@@ -70,7 +70,7 @@ def jobs(one: Play) -> list[str]:
 
 def test_a_selection_gets_a_job_and_what_it_needs() -> None:
     one = play()
-    assert KIND.references(one.world().resource, one.body) == (Ref("HPOSearch", "digits"),)
+    assert KIND.references(one.world().resource, one.body, {}) == (Ref("HPOSearch", "digits"),)
     decision = one.step()
     assert [made["kind"] for made in decision.objects] == [
         "ConfigMap",
@@ -296,32 +296,193 @@ def test_once_is_once() -> None:
     assert len(jobs(one)) == 1
 
 
-def test_storages_are_looked_at_in_every_period_and_never_while_a_look_lasts() -> None:
-    one = play({}, sources=[STORAGE], updatePolicy={"pollIntervalSeconds": 100})
+# --- storages
+
+
+def polled(**spec: Any) -> Play:
+    """A selection from a storage and a search that has a result: of `a` and `d`."""
+    policy = {"pollIntervalSeconds": 100}
+    one = play(sources=[STORAGE, {"hpoSearchName": "digits"}], updatePolicy=policy, **spec)
     one.settle()
-    (first,) = jobs(one)
-    one.later(250)
-    one.settle()
-    assert jobs(one) == [first]
-    decision = finish(one, one.children[Ref("Job", first)])
-    # The period has changed since: it looks again at once, and is ready meanwhile.
-    (second,) = jobs(one)
+    finish(one, sources=[{"digest": "a" * 64}, {"digest": "d" * 64}])
+    return one
+
+
+def poll(one: Play, storage: str, state: str = "Succeeded", **content: Any) -> Decision:
+    """The poll ends, and its Job is deleted in its time; it tells this digest of the storage."""
+    job = one.children[Ref("Job", jobs(one)[0])]
+    sources = [{"digest": storage * 64}, {"digest": "e" * 64}]
+    one.report(job, "poll", state, **({"result": {"summary": {"sources": sources}}} | content))
+    job["status"] = {"conditions": [condition("Complete" if state == "Succeeded" else "Failed")]}
+    return one.settle()
+
+
+def test_storages_are_polled_by_a_small_job_that_kubernetes_deletes_in_time() -> None:
+    one = polled(podOverrides={"resources": {"limits": {"nvidia.com/gpu": 1}}, "nodeSelector": {"zone": "a"}})
+    (name,) = jobs(one)
+    job = one.children[Ref("Job", name)]
+    assert name.startswith("digits-poll-")
+    assert job["spec"]["ttlSecondsAfterFinished"] == 100
+    assert "kueue.x-k8s.io/queue-name" not in job["metadata"]["labels"]
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert "initContainers" not in pod
+    assert (pod["nodeSelector"], "nvidia.com/gpu" in container["resources"]["limits"]) == ({"zone": "a"}, False)
+    assert container["command"] == [
+        *("ensemble", "select", "--spec", "/etc/ensemble/spec.yaml", "--name", "digits"),
+        *("--report", f"configmap:lab/{name}-report", "--poll"),
+    ]
+    spec = one.children[Ref("ConfigMap", f"{name}-spec")]["data"]["spec.yaml"]
+    assert "EnsembleSelection" in spec
+    assert "HPOSearch" in spec
+
+
+def test_a_storage_that_stays_as_it_is_costs_one_job_in_each_period_and_nothing_else() -> None:
+    one = polled()
+    before, status = set(one.children), one.body["status"]
+    assert reasons_of(one.settle()) == ("+Selected", "-Selected", "-AsExpected")
+    for _ in range(3):
+        (name,) = jobs(one)
+        decision = poll(one, "a")
+        assert decision.again_after is None
+        job = Ref("Job", name)
+        one.deleting[job] = one.children.pop(job)  # its time has come, and its pod goes first
+        decision = one.decide()
+        assert of_kind(decision.objects, "Job") == []
+        one.settle()
+        assert set(one.children) == before - {job}
+        one.deleting.clear()
+        one.later(100)
+        one.settle()
+        assert set(one.children) == before
+        assert one.body["status"] == status
+
+
+def test_a_storage_that_has_changed_is_selected_from_once() -> None:
+    one = polled()
+    decision = poll(one, "b")
     assert reasons_of(decision) == ("+Selected", "+Starting", "-AsExpected")
-    decision = finish(one, one.children[Ref("Job", second)])
+    (second,) = jobs(one)
+    assert second.startswith("digits-select-")
+    one.later(60)
+    # What it finds may be newer than what the poll told.
+    finish(one, one.children[Ref("Job", second)], "e" * 64, sources=[{"digest": "c" * 64}, {"digest": "d" * 64}])
+    assert [name.split("-")[1] for name in jobs(one)] == ["poll"]
+    assert reasons_of(poll(one, "c")) == ("+Selected", "-Selected", "-AsExpected")
     assert jobs(one) == []
-    assert decision.again_after is not None
-    assert 0 < decision.again_after <= 101
-    one.later(decision.again_after)
+
+
+def test_a_storage_that_is_again_as_it_was_is_selected_from_again() -> None:
+    one = polled()
+    names = set()
+    for storage in "babab":
+        one.later(60)
+        poll(one, storage)
+        (name,) = jobs(one)
+        names.add(name)
+        sources = [{"digest": storage * 64}, {"digest": "d" * 64}]
+        finish(one, one.children[Ref("Job", name)], storage * 64, sources=sources)
+        assert one.body["status"]["digest"] == storage * 64
+    assert len(names) == 5
+
+
+def test_a_lost_attempt_goes_on_for_what_the_poll_told() -> None:
+    one = polled()
+    poll(one, "b")
+    (name,) = jobs(one)
+    one.later(60)
+    one.report(one.children[Ref("Job", name)], "select")
+    one.remove(one.children[Ref("Job", name)])
+    one.later(60)
     one.settle()
-    assert len(jobs(one)) == 1
+    assert jobs(one) == [f"{name}-2"]
 
 
-def test_suspending_stops_the_job_and_keeps_the_result() -> None:
+def fail_selection(one: Play) -> None:
+    (name,) = jobs(one)
+    assert name.startswith("digits-select-")
+    one.later(60)
+    one.report(one.children[Ref("Job", name)], "select", "Failed", error={"message": "there is no library"})
+    one.children[Ref("Job", name)]["status"] = {"conditions": [condition("Failed")]}
+    assert reasons_of(one.settle()) == ("-SelectionFailed", "-SelectionFailed", "+SelectionFailed")
+
+
+def test_a_selection_that_failed_is_tried_again_once_its_storages_are_others() -> None:
+    """Before the first start nothing was known of them: the first poll may tell of a library that has come since."""
     one = play({}, sources=[STORAGE])
     one.settle()
-    finish(one)
-    one.later(400)
+    fail_selection(one)
+    poll_alone(one, "a")
+    fail_selection(one)
+    decision = poll_alone(one, "a")
+    assert reasons_of(decision) == ("-SelectionFailed", "-SelectionFailed", "+SelectionFailed")
+    assert jobs(one) == []
+    one.remove(one.children[Ref("Job", next(name for name in one.refs("Job") if "-poll-" in name))])
     one.settle()
+    poll_alone(one, "b")
+    (name,) = jobs(one)
+    one.later(60)
+    assert reasons_of(finish(one, one.children[Ref("Job", name)]))[0] == "+Selected"
+
+
+def test_a_poll_that_fails_is_told_and_what_is_selected_stays() -> None:
+    one = polled()
+    decision = poll(one, "b", "Failed", error={"message": "imported has no library"}, result={})
+    assert reasons_of(decision) == ("+Selected", "-Selected", "+SourcesNotReady")
+    assert decision.conditions[2].message.endswith("have changed: imported has no library")
+    one.remove(one.children[Ref("Job", one.refs("Job")[0])])
+    assert reasons_of(one.settle()) == reasons_of(decision)  # until the next has told
+    assert reasons_of(poll(one, "a"))[2] == "-AsExpected"
+
+
+def test_a_poll_for_which_there_is_no_room_is_told() -> None:
+    one = polled()
+    (name,) = jobs(one)
+    since = {"lastTransitionTime": time(one.now)}
+    said = condition("PodScheduled", "False", reason="Unschedulable", message="no room.", **since)
+    one.pod(one.children[Ref("Job", name)], "Pending", conditions=[said])
+    one.later(30)
+    assert reasons_of(one.settle()) == ("+Selected", "-Selected", "-AsExpected")
+    one.later(31)
+    decision = one.settle()
+    assert reasons_of(decision) == ("+Selected", "-Selected", "+SourcesNotReady")
+    assert "no room." in decision.conditions[2].message
+
+
+@pytest.mark.parametrize("sources", [[], [{"digest": "b" * 64}], [{"digest": 3}] * 2, "b", [{"digest": "b" * 64}] * 17])
+def test_a_poll_that_cannot_be_true_tells_nothing(sources: Any) -> None:
+    one = polled()
+    poll(one, "b", result={"summary": {"sources": sources}})
+    assert jobs(one) == []
+
+
+def test_a_report_without_its_sources_is_not_selected_from_for_ever() -> None:
+    one = play({}, sources=[STORAGE])
+    one.settle()
+    finish(one, sources=[])
+    for _ in range(2):
+        one.later(60)
+        poll_alone(one, "b")
+        selecting = [name for name in jobs(one) if "-select-" in name]
+        for name in selecting:
+            finish(one, one.children[Ref("Job", name)], "e" * 64, sources=[])
+    assert selecting == []
+
+
+def poll_alone(one: Play, storage: str) -> Decision:
+    """As `poll`, of a selection from one storage alone."""
+    return poll(one, storage, result={"summary": {"sources": [{"digest": storage * 64}]}})
+
+
+def test_once_polls_nothing() -> None:
+    one = play({}, sources=[STORAGE], updatePolicy={"mode": "Once"})
+    one.settle()
+    finish(one)
+    assert jobs(one) == []
+
+
+def test_suspending_stops_all_and_keeps_the_result() -> None:
+    one = polled()
     assert len(jobs(one)) == 1
     one.change(suspend=True)
     decision = one.settle()
@@ -334,7 +495,38 @@ def test_suspending_stops_the_job_and_keeps_the_result() -> None:
         assert set(one.children) == before
     one.change(suspend=False)
     one.settle()
-    assert len(jobs(one)) == 1
+    assert [name.split("-")[1] for name in jobs(one)] == ["poll"]
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_nothing_is_ready_for_a_specification_that_never_ran(missing: bool) -> None:
+    one = play()
+    one.settle()
+    finish(one)
+    if missing:
+        one.change(sources=[{"hpoSearchName": "digits"}, {"hpoSearchName": "absent"}])
+        expected = ("-SourcesNotReady", "+SourcesNotReady", "-AsExpected")
+    else:
+        one.change(budgets=[{"name": "tiny", "parametersMillions": 0.1}], suspend=True)
+        expected = ("-Suspended", "-Suspended", "-AsExpected")
+    for _ in range(3):
+        decision = one.settle()
+        assert reasons_of(decision) == expected
+        assert decision.status["digest"] == "d" * 64
+    one.others = {}  # now nobody can tell what the specification comes to
+    assert reasons_of(one.settle())[0] == expected[0]
+
+
+def test_what_is_ready_stays_ready_while_it_is_suspended_without_its_search() -> None:
+    one = play()
+    one.settle()
+    finish(one)
+    one.change(suspend=True)
+    one.settle()
+    one.others = {}
+    assert reasons_of(one.settle()) == ("+Selected", "-Suspended", "-AsExpected")
+    one.change(budgets=[{"name": "tiny", "parametersMillions": 0.1}])
+    assert reasons_of(one.settle()) == ("-Suspended", "-Suspended", "-AsExpected")
 
 
 def test_a_search_that_is_deleted_leaves_the_result() -> None:

@@ -137,7 +137,7 @@ def test_a_rayjob_without_workers_is_refused() -> None:
     one.change(engine="rayjob", workers={"replicas": 0})
     decision = one.step()
     # The RayJob of the former specification goes on, for nothing else can be concluded.
-    assert reasons_of(decision) == ("-Starting", "-InvalidSpec", "+InvalidSpec")
+    assert reasons_of(decision) == ("-InvalidSpec", "-InvalidSpec", "+InvalidSpec")
     assert "spec.workers.replicas: 0 leaves nobody to train" in decision.conditions[2].message
     assert one.refs("RayJob")
 
@@ -359,7 +359,7 @@ def test_a_search_that_is_lost_at_the_same_place_again_and_again_needs_a_person(
     assert "the last 3 attempts were lost at the same place: AppFailed" in decision.conditions[2].message
     one.later(600)
     decision = one.settle()  # the next attempt, which is as likely to fail
-    assert reasons_of(decision) == ("-Starting", "+Starting", "+Lost")
+    assert reasons_of(decision) == ("-Lost", "+Starting", "+Lost")
     assert len(one.refs("RayJob")) == 4
     (child,) = [one.children[Ref("RayJob", name)] for name in one.refs("RayJob") if name.endswith("-4")]
     child["status"] = {"jobDeploymentStatus": "Running"}
@@ -368,6 +368,41 @@ def test_a_search_that_is_lost_at_the_same_place_again_and_again_needs_a_person(
     lose(one, progressed(1))
     assert reasons_of(one.settle()) == ("-Lost", "+Lost", "-AsExpected")
     assert len(one.refs("RayJob")) == 3  # what was lost before that is not kept for ever
+
+
+def test_the_next_attempt_does_not_tell_that_nothing_was_done() -> None:
+    one = play()
+    lost = running(one)
+    lost["status"] = {"jobDeploymentStatus": "Failed", "endTime": time(one.now)}
+    one.settle()
+    one.later(600)
+    one.settle()
+    (child,) = [c for r, c in one.children.items() if r.kind == "RayJob" and r.name.endswith("-2")]
+    child["status"] = {"jobDeploymentStatus": "Running"}
+    decision = one.settle()
+    assert decision.status["progress"] == "12/40"
+    best = "best crossEntropy 0.2312 (digits-0003)"
+    assert decision.conditions[1].message == f"12 of 40 trials have ended; {best}"
+    one.report(child, "train", progress={"note": "waits for workers"})
+    assert one.settle().conditions[1].message == "12 of 40 trials have ended; waits for workers"
+
+
+def test_a_pod_that_is_being_ended_is_no_failure() -> None:
+    """As when its node is drained in the midst of the search."""
+    one = play(capabilities=frozenset())
+    one.settle()
+    job = one.workload()
+    pod = one.pod(job)
+    one.report(job, "train", progress={"note": "interrupted", "summary": SUMMARY})
+    one.later(7200)
+    pod["metadata"]["deletionTimestamp"] = time(one.now)
+    place = Ref("Pod", pod["metadata"]["name"])
+    one.deleting[place] = one.children.pop(place)
+    decision = one.settle()
+    assert reasons_of(decision) == ("-Starting", "+Starting", "-AsExpected")
+    assert f"pod {place.name} is being ended" in decision.conditions[1].message
+    one.deleting.clear()
+    assert reasons_of(one.settle()) == ("-Starting", "+Starting", "-AsExpected")
 
 
 def test_a_search_whose_rayjobs_vanish_is_not_started_in_a_loop() -> None:
@@ -452,7 +487,7 @@ def test_what_has_begun_is_not_made_anew(begun: str, monkeypatch: pytest.MonkeyP
     elif begun == "counted":
         job["status"] = {"failed": 1}
     elif begun == "goes":
-        one.deleting = {Ref("Pod", "x"): {}}
+        one.deleting = {Ref("Pod", "x"): {"metadata": {"name": "x"}}}
     else:
         pod["status"] = {"phase": "Running"}
     monkeypatch.setattr(play_support, "SETTINGS", replace(play_support.SETTINGS, trainer_image="trainer:2"))
@@ -576,8 +611,8 @@ def test_no_attack_on_a_shell() -> None:
 # --- deletion -------------------------------------------------------------------------------------------------------
 
 
-def deleted(**further: Any) -> Play:
-    one = play({"library": {"storage": CLAIM, "deletionPolicy": "Delete"}}, **further)
+def deleted(storage: Any = CLAIM, **further: Any) -> Play:
+    one = play({"library": {"storage": storage, "deletionPolicy": "Delete"}}, **further)
     assert one.settle().finalizer
     one.body["metadata"] |= {"deletionTimestamp": time(one.now), "finalizers": ["ensemble-operator.io/library"]}
     return one
@@ -599,10 +634,15 @@ def test_the_library_is_deleted_once_training_has_ended() -> None:
     assert reasons_of(decision) == ("-DeletingLibrary", "+DeletingLibrary", "-AsExpected")
     assert one.refs("RayJob") == []
     decision = one.step()
-    assert "until the pods that write the library have ended" in decision.conditions[1].message
+    name = pod["metadata"]["name"]
+    assert decision.conditions[1].message == f"waits until the pods that write the library have ended: Pod {name}"
     one.remove(pod)
-    one.deleting = {Ref("Pod", pod["metadata"]["name"]): pod}
-    assert one.step().objects == ()
+    one.deleting = {Ref("Pod", name): pod}
+    decision = one.step()
+    assert decision.objects == ()
+    assert decision.conditions[1].message == f"waits until the pods that write the library have ended: Pod {name}"
+    one.deleting = {Ref("Pod", f"worker-{number}"): pod for number in range(7)}
+    assert one.step().conditions[1].message.endswith("Pod worker-3, Pod worker-4 and 2 more")
     one.deleting = {}
     one.settle()
     job = one.workload()
@@ -613,7 +653,7 @@ def test_the_library_is_deleted_once_training_has_ended() -> None:
     assert command[:3] == ["ensemble", "library", "delete"]
     # Its own pod does not stop it.
     one.pod(job)
-    one.deleting = {Ref("Pod", "other"): {}}
+    one.deleting = {Ref("Pod", "other"): {"metadata": {"name": "other"}}}
     assert one.step().objects
     job["status"] = {"conditions": [condition("Complete")]}
     assert not one.step().finalizer
@@ -633,6 +673,43 @@ def test_a_library_that_cannot_be_deleted_says_what_to_do() -> None:
     assert not one.step().finalizer
 
 
+def interrupted(one: Play, note: str, reason: str) -> None:
+    """The Job of the deletion has ended without a verdict."""
+    job = one.workload()
+    one.report(job, "delete", progress={"note": note})
+    job["status"] = {
+        "conditions": [condition("Failed", reason=reason, message=reason, lastTransitionTime=time(one.now))]
+    }
+
+
+def test_a_deletion_that_storage_does_not_let_begin_says_so_and_goes_on() -> None:
+    one = deleted()
+    one.step()
+    one.settle()
+    interrupted(one, "interrupted: s3://libraries: does not answer any more", "BackoffLimitExceeded")
+    decision = one.settle()
+    assert reasons_of(decision) == ("-Lost", "+Lost", "+Lost")
+    assert "s3://libraries: does not answer any more; the next one continues at" in decision.conditions[2].message
+    assert (decision.finalizer, decision.again_after) == (True, 10.0)
+    one.later(11)
+    one.settle()
+    assert [name[-2:] for name in one.refs("Job")][-1] == "-2"
+
+
+@pytest.mark.parametrize("note", ["interrupted", "interrupted: s3://libraries: does not answer any more"])
+def test_a_deletion_that_exceeds_its_deadline_is_given_up(note: str) -> None:
+    one = deleted()
+    one.step()
+    one.settle()
+    interrupted(one, note, "DeadlineExceeded")
+    for _ in range(2):
+        decision = one.settle()
+        assert reasons_of(decision) == ("-LibraryDeletionFailed", "-LibraryDeletionFailed", "+LibraryDeletionFailed")
+        assert note.removeprefix("interrupted: ") in decision.conditions[2].message or note == "interrupted"
+        assert len(one.refs("Job")) == 1
+        one.later(3600)
+
+
 def test_a_namespace_that_goes_is_not_held() -> None:
     one = deleted()
     one.step()
@@ -650,13 +727,19 @@ def other(kind: str, name: str, spec: dict[str, Any], **metadata: Any) -> dict[R
     return {Ref(kind, name): body_of(kind, name, spec, **metadata)}
 
 
+def bucket(prefix: str = "digits", secret: str = "writer", **further: str) -> dict[str, Any]:
+    return {"s3": {"bucket": "libraries", "prefix": prefix, **further}, "credentialsSecretRef": {"name": secret}}
+
+
 BUDGETS = [{"name": "small", "memoryMiB": 64.0}]
+ELSEWHERE = other("HPOSearch", "else", SPEC | {"library": {"storage": bucket()}})
 USERS = {
     "by name": other("EnsembleSelection", "a", {"sources": [{"hpoSearchName": "digits"}], "budgets": BUDGETS}),
     "by storage": other("EnsembleSelection", "a", {"sources": [{"storage": CLAIM}], "budgets": BUDGETS}),
     "as output": other(
-        "EnsembleSelection", "a", {"sources": [{"hpoSearchName": "b"}], "library": CLAIM, "budgets": BUDGETS}
-    ),
+        "EnsembleSelection", "a", {"sources": [{"hpoSearchName": "else"}], "library": CLAIM, "budgets": BUDGETS}
+    )
+    | ELSEWHERE,
     "by another search": other("EnsembleSelection", "a", {"sources": [{"hpoSearchName": "b"}], "budgets": BUDGETS})
     | other("HPOSearch", "b", SPEC),
     "perhaps": other("EnsembleSelection", "a", {"sources": "?"}),
@@ -667,7 +750,7 @@ USERS = {
 def test_a_library_in_use_is_not_deleted(how: str) -> None:
     one = deleted(others=USERS[how])
     users = ("EnsembleSelection", "EnsembleDeployment", "HPOSearch")
-    assert KIND.references(one.world().resource, one.body) == tuple(Ref(kind, "*") for kind in users)
+    assert KIND.references(one.world().resource, one.body, {}) == tuple(Ref(kind, "*") for kind in users)
     decision = one.settle()
     assert reasons_of(decision) == ("-LibraryInUse", "-LibraryInUse", "+LibraryInUse")
     assert "is still used by EnsembleSelection a; delete these first" in decision.conditions[0].message
@@ -678,16 +761,56 @@ def test_a_library_in_use_is_not_deleted(how: str) -> None:
     assert one.workload()["kind"] == "Job"
 
 
+SAME_PLACE = {
+    "another secret": bucket(secret="reader"),
+    "no secret": {"s3": {"bucket": "libraries", "prefix": "digits"}},
+    "a region": bucket(region="eu-west-1"),
+    "a slash": bucket(endpoint="http://minio:9000/"),
+    "another address": bucket(endpoint="http://minio.lab.svc:9000"),
+}
+
+
+@pytest.mark.parametrize("how", SAME_PLACE)
+def test_a_place_is_the_same_however_it_is_reached(how: str) -> None:
+    one = deleted(storage=bucket(endpoint="http://minio:9000"))
+    by_name = {"sources": [{"hpoSearchName": "b"}], "budgets": BUDGETS}
+    search = SPEC | {"library": {"storage": SAME_PLACE[how]}}
+    for users in (
+        other("EnsembleSelection", "a", {"sources": [{"storage": SAME_PLACE[how]}], "budgets": BUDGETS}),
+        other("EnsembleSelection", "a", by_name | {"library": SAME_PLACE[how]}) | other("HPOSearch", "b", SPEC),
+        other("EnsembleSelection", "a", by_name) | other("HPOSearch", "b", search),
+    ):
+        one.others = users
+        assert reasons_of(one.settle())[0] == "-LibraryInUse"
+
+
+@pytest.mark.parametrize("place", [bucket("digits-2"), bucket("digits/2"), bucket(""), CLAIM])
+def test_another_place_is_not_in_the_way(place: Any) -> None:
+    selection = {"sources": [{"hpoSearchName": "b"}, {"storage": place}], "library": place, "budgets": BUDGETS}
+    search = SPEC | {"library": {"storage": place}}
+    one = deleted(bucket(), others=other("EnsembleSelection", "a", selection) | other("HPOSearch", "b", search))
+    one.step()
+    one.settle()
+    assert one.workload()["metadata"]["labels"]["app.kubernetes.io/component"] == "delete"
+
+
+@pytest.mark.parametrize("found", ["absent", "unreadable"])
+def test_a_selection_of_a_search_whose_library_nobody_knows_may_use_it(found: str) -> None:
+    others = other("EnsembleSelection", "a", {"sources": [{"hpoSearchName": "b"}], "budgets": BUDGETS})
+    one = deleted(others=others | (other("HPOSearch", "b", {"library": "?"}) if found == "unreadable" else {}))
+    assert "is still used by EnsembleSelection a; delete" in one.settle().conditions[0].message
+
+
 def test_resources_that_are_going_themselves_do_not_use_the_library() -> None:
     spec = {"sources": [{"hpoSearchName": "digits"}], "budgets": BUDGETS}
     others = other("EnsembleSelection", "a", spec, deletionTimestamp="2026-01-01T00:00:00Z")
     others |= other("EnsembleSelection", "b", {"sources": [{"hpoSearchName": "else"}], "budgets": BUDGETS})
-    others |= {Ref("HPOSearch", "digits"): body_of("HPOSearch", "digits", SPEC)}
+    others |= other("HPOSearch", "digits", SPEC) | ELSEWHERE
     one = deleted(others=others)
     one.step()
     one.settle()
     assert one.workload()["metadata"]["labels"]["app.kubernetes.io/component"] == "delete"
-    assert play().kind.references(play().world().resource, play().body) == ()
+    assert play().kind.references(play().world().resource, play().body, {}) == ()
 
 
 def deployment(selection: str, **metadata: Any) -> dict[Ref, Manifest]:
@@ -698,16 +821,17 @@ def deployment(selection: str, **metadata: Any) -> dict[Ref, Manifest]:
 def test_a_library_that_is_served_is_not_deleted() -> None:
     """Also after its selection is gone: new pods still load models from it."""
     elsewhere = {"sources": [{"hpoSearchName": "else"}], "budgets": BUDGETS}
+    selections = other("EnsembleSelection", "b", elsewhere) | ELSEWHERE
     selection = {"sources": [{"hpoSearchName": "digits"}], "budgets": BUDGETS}
     one = deleted(others=other("EnsembleSelection", "a", selection) | deployment("a"))
     message = one.settle().conditions[0].message
     assert "is still used by EnsembleSelection a, EnsembleDeployment served; delete these first" in message
     for gone in (deployment("a"), other("EnsembleDeployment", "served", {"devices": "?"})):
-        one.others = gone | other("EnsembleSelection", "b", elsewhere)
+        one.others = gone | selections
         decision = one.settle()
         assert reasons_of(decision)[0] == "-LibraryInUse"
         assert "is still used by EnsembleDeployment served; delete" in decision.conditions[0].message
-    one.others = deployment("b") | other("EnsembleSelection", "b", elsewhere)
+    one.others = deployment("b") | selections
     one.settle()
     assert one.workload()["kind"] == "Job"
 

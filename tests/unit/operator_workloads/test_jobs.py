@@ -14,10 +14,10 @@ from ensemble_operator.jobs import (
     build_rayjob,
     outcome,
     pod_trouble,
-    read_time,
     trouble_in,
 )
 from ensemble_operator.names import Owner
+from ensemble_operator.readings import read_time
 from ensemble_operator.reports import Report
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -56,6 +56,32 @@ def rayjob(deployment: str = "", job: str = "", suspend: bool = False, **status:
 
 def pod(phase: str = "Running", **status: Any) -> dict[str, Any]:
     return {"metadata": {"name": "x-0", "creationTimestamp": JUST_NOW}, "status": {"phase": phase, **status}}
+
+
+def ending(due: str, phase: str = "Running", **status: Any) -> dict[str, Any]:
+    """A pod that was to be gone by then."""
+    made = pod(phase, **status)
+    made["metadata"]["deletionTimestamp"] = due
+    made["spec"] = {"nodeName": "node-7"}
+    return made
+
+
+def old(child: dict[str, Any], **status: Any) -> dict[str, Any]:
+    child["metadata"]["creationTimestamp"] = LONG_AGO
+    child["status"] |= status
+    return child
+
+
+def gated(**labels: str) -> dict[str, Any]:
+    words = {"reason": "SchedulingGated", "message": "Scheduling is blocked due to non-empty scheduling gates"}
+    made = pod("Pending", conditions=[{"type": "PodScheduled", "status": "False", **words}])
+    made["metadata"]["labels"] = labels
+    made["metadata"]["creationTimestamp"] = LONG_AGO
+    made["spec"] = {"schedulingGates": [{"name": "kueue.x-k8s.io/admission"}, {"name": "other"}]}
+    return made
+
+
+OUT_OF_MEMORY = {"reason": "OOMKilled", "exitCode": 137}
 
 
 def state(name: str, container: str = "ensemble", **state: Any) -> dict[str, Any]:
@@ -153,6 +179,84 @@ TABLE: dict[str, tuple[Any, Any, list[Any], tuple[str, str, bool], str]] = {
         ("Running", "", False),
         "tried again after: disk full",
     ),
+    "job was never reported on, and is tried again": (
+        old(job()),
+        report("Running"),
+        [pod("Failed", **state("terminated", **OUT_OF_MEMORY))],
+        ("Running", "", False),
+        "is tried again after: container ensemble needed more memory than its limit",
+    ),
+    "job starts again": (
+        old(job()),
+        report("Running"),
+        [pod("Failed", **state("terminated", **OUT_OF_MEMORY)), pod("Pending")],
+        ("Running", "", False),
+        "is tried again after: container ensemble needed more memory than its limit",
+    ),
+    "job is moved to another node": (
+        old(job()),
+        report("Running", note="interrupted"),
+        [ending(JUST_NOW)],
+        ("Waiting", "Starting", False),
+        "pod x-0 is being ended; the next one continues",
+    ),
+    "job is moved, and its next pod starts": (
+        old(job()),
+        report("Running", note="interrupted"),
+        [ending(LONG_AGO), pod("Pending")],
+        ("Waiting", "Starting", False),
+        "its pods are being started",
+    ),
+    "a pod that is being ended needs no room": (
+        old(job()),
+        None,
+        [ending(JUST_NOW, "Pending", **unschedulable(LONG_AGO))],
+        ("Waiting", "Starting", False),
+        "is being ended",
+    ),
+    "job on a dead node": (
+        old(job()),
+        report("Running"),
+        [ending(LONG_AGO)],
+        ("Waiting", "Starting", True),
+        "pod x-0 on node node-7 was to end by 11:00:00 UTC and has not; if that node is gone for good, `kubectl delete"
+        " pod x-0 --force` lets the next one continue",
+    ),
+    "job between two pods": (
+        old(job()),
+        report("Running", note="interrupted"),
+        [],
+        ("Waiting", "Starting", False),
+        "Job x has no pod now; if that lasts, `kubectl describe job x` tells why",
+    ),
+    "job between two pods, without a word": (
+        old(job(), failed=1),
+        None,
+        [],
+        ("Waiting", "Starting", False),
+        "Job x has no pod now",
+    ),
+    "job out of the queue": (
+        old(job(), startTime=JUST_NOW),
+        None,
+        [],
+        ("Waiting", "Starting", False),
+        "Job x has no pod yet",
+    ),
+    "pods in the queue": (
+        job(),
+        None,
+        [gated(**{"kueue.x-k8s.io/queue-name": "gpus"})],
+        ("Waiting", "Queued", False),
+        "waits in Kueue's queue gpus",
+    ),
+    "pods held by somebody else": (
+        rayjob("Initializing"),
+        None,
+        [gated()],
+        ("Waiting", "Queued", False),
+        "pod x-0 is held until its scheduling gates are gone: kueue.x-k8s.io/admission, other",
+    ),
     "job starts": (job(), None, [pod("Pending")], ("Waiting", "Starting", False), "being started"),
     "no room, says the scheduler, which may not have looked again": (
         job(),
@@ -217,6 +321,20 @@ TABLE: dict[str, tuple[Any, Any, list[Any], tuple[str, str, bool], str]] = {
         ("Lost", "Lost", False),
         "AppFailed: exit code 137",
     ),
+    "rayjob failed for want of storage": (
+        rayjob("Failed", "FAILED", reason="AppFailed", message="exit code 1", endTime=LONG_AGO),
+        report("Running", note="interrupted: s3://b: No space left"),
+        [],
+        ("Lost", "Lost", True),
+        "s3://b: No space left",
+    ),
+    "rayjob starts anew where there was no storage": (
+        rayjob("Initializing"),
+        report("Running", note="interrupted: s3://b: No space left"),
+        [pod()],
+        ("Waiting", "Interrupted", True),
+        "s3://b: No space left; it is tried again",
+    ),
     "rayjob lost its head": (
         rayjob("Failed", "RUNNING", reason="JobStatusCheckTimeoutExceeded"),
         report("Running"),
@@ -246,7 +364,7 @@ def test_outcomes(case: str) -> None:
 def test_when_it_is_told_that_there_is_no_room() -> None:
     fresh, told = pod("Pending", **unschedulable(NOW_ITSELF)), pod("Pending", **unschedulable(JUST_NOW))
     assert trouble_in([told, fresh, pod()], NOW) == 3.0
-    assert trouble_in([told, pod(), pod("Pending")], NOW) is None
+    assert trouble_in([told, pod(), pod("Pending"), gated()], NOW) is None
     assert pod_trouble([fresh], NOW) is None
     assert pod_trouble([fresh], NOW + timedelta(seconds=3)) is not None
 

@@ -249,6 +249,29 @@ def test_success_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert len(content["specHash"]) == 64
 
 
+def test_success_that_could_not_be_told_is_to_be_told_by_another_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With an exit code that has a Job tried again; the next try finds the work done."""
+    sink = Memory(failures=10**6, patience=0.1)
+    monkeypatch.setattr("ensemble_core.report._sink", lambda target: sink)
+    assert run_reported(arguments(tmp_path), "train", lambda report: {"digest": "d", "summary": {}}) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        "the last report could not be stored: no room",
+        "ensemble train: the work is done, but that is not stored; the same command tells it",
+    ]
+
+
+def test_success_that_came_after_an_interruption_was_told_is_no_success(tmp_path: Path) -> None:
+    def body(report: Report) -> dict[str, Any]:
+        report.interrupt()
+        return {"digest": "d", "summary": {}}
+
+    assert run_reported(arguments(tmp_path), "train", body) == 1
+    assert read(tmp_path)["progress"]["note"] == "interrupted"
+
+
 @pytest.mark.parametrize(
     ("error", "code"), [(CommandError("too many failures"), 1), (CommandError("no", exit_code=5), 5)]
 )
@@ -393,7 +416,7 @@ class ApiHandler(http.server.BaseHTTPRequestHandler):
         else:
             self.server.patches.append((self.path, dict(self.headers), body))
             self.send_response(200)
-            answer = b""
+            answer = self.server.answer if self.server.status == 200 else b'{"data": {}}'
         self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
         self.wfile.write(answer)
@@ -480,6 +503,30 @@ def test_the_api_server_s_reason_is_said_once_and_the_report_goes_on(
     assert re.search(told, first)
     assert "configmap team/x" in first
     assert last == "report stored again"
+
+
+def test_pods_that_share_a_configmap_have_keys_of_their_own(
+    api: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ensemble_core.report.SERVICE_ACCOUNT", tmp_path)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "localhost")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(api.server_port))
+    for key in ("digits-1-a", "digits-1-b", ""):
+        monkeypatch.setenv("ENSEMBLE_REPORT_KEY", key)
+        assert open_report("configmap:team/digits-report", "agent", "0" * 64).succeed({})
+    assert [list(body["data"]) for _, _, body in api.patches] == [["digits-1-a"], ["digits-1-b"], ["report.json"]]
+
+
+@pytest.mark.parametrize(("others", "cleared"), [(8, []), (9, [{f"gone-{i}": None for i in range(9)}])])
+def test_what_pods_that_are_gone_have_left_is_cleared_when_it_is_much(
+    api: ApiServer, tmp_path: Path, others: int, cleared: list[Any]
+) -> None:
+    """A ConfigMap holds 1 MiB; who lives tells again within minutes."""
+    mine = ConfigMapSink("team", "x", "localhost", api.server_port, account=tmp_path, key="mine")
+    left = {f"gone-{i}": "x" * MAX_BYTES for i in range(others)}
+    api.status, api.answer = 200, json.dumps({"data": {"mine": "{}", **left}}).encode()
+    mine.write(b"{}")
+    assert [body["data"] for _, _, body in api.patches] == [{"mine": "{}"}, *cleared]
 
 
 def test_another_certificate_is_not_trusted(api: ApiServer, tmp_path: Path) -> None:

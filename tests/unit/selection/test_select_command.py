@@ -52,6 +52,34 @@ def test_select_refuses_what_was_not_profiled(
     assert "2 of 2 servable models have no profile" in capsys.readouterr().err
 
 
+def test_a_poll_tells_what_the_sources_are_and_writes_nothing(
+    workspace: Any, reference: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    libraries = [
+        workspace.library(name, reference.pool(2, 60, 3, seed=2), {f"{name}0": 0, f"{name}1": 1}) for name in "ab"
+    ]
+    workspace.documents(["a", "b"], [{"name": "small", "parametersMillions": 9.0}])
+    before = sorted(workspace.folder.rglob("*"))
+    report = workspace.folder / "report.json"
+    arguments = ["select", "--poll", "--spec", str(workspace.file), "--report", f"file:{report}"]
+    assert main(arguments) == 0
+    content = json.loads(report.read_text())
+    digests = [library.digest() for library in libraries]
+    assert (content["verb"], content["state"]) == ("poll", "Succeeded")
+    assert content["result"] == {"summary": {"sources": [{"digest": digest} for digest in digests]}}
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == digests
+    report.unlink()
+    assert sorted(workspace.folder.rglob("*")) == before
+    # What a selection says of its sources is the same.
+    assert main([one for one in arguments if one != "--poll"]) == 0
+    sources = json.loads(report.read_text())["result"]["summary"]["sources"]
+    assert [source["digest"] for source in sources] == digests
+
+    (workspace.folder / "b/library.json").unlink()
+    assert main(arguments) == 2
+    assert json.loads(report.read_text())["state"] == "Failed"
+
+
 COSTS = Costs(inference_time_seconds=1 / 3, memory_mib=1e4 / 3, parameters_millions=10 / 3)
 METRICS = Metrics(cross_entropy=1 / 3, error=1 / 7, macro_f1=6 / 7, top5_error=1 / 70)
 
