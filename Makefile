@@ -6,7 +6,7 @@ OUTPUT ?= runs/digits
 # A script whose `envtest` prints a folder with etcd, kube-apiserver and kubectl, and whose `up` starts a cluster.
 export TESTBED ?= ../shared/testbed/cluster
 
-.PHONY: demo test check backend test-backend test-sanitized tools test-apiserver e2e bench bench-serving nightly lock generate format clean
+.PHONY: demo test check backend test-backend test-sanitized tools test-apiserver e2e bench bench-allocation bench-serving nightly lock generate format clean
 
 demo: .venv/local  ## The main job on real data: search, select, allocate, serve, report
 	$(BIN)/ensemble run examples/digits.yaml --output $(OUTPUT)
@@ -51,6 +51,9 @@ check: .venv/dev  ## Lint, types, layers, drift of generated files
 bench: .venv/dev tools  ## Side-by-side measurements; their tables go to benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/reconcile.py
+
+bench-allocation: .venv/dev  ## Allocators on simulated V100 nodes; their table goes to benchmarks/RESULTS.md
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/allocation.py --hostile --large --jobs $$(nproc)
 
 bench-serving: .venv/local  ## What averaging costs, with fake members; needs a quiet machine, cmake and a C++ compiler
 	$(BIN)/python benchmarks/serving.py

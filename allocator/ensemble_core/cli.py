@@ -18,6 +18,7 @@ VERBS = {
     "profile": "measure what each model costs, alone on a device",
     "select": "pick ensembles under budgets (EnsembleSelection)",
     "allocate": "spread an ensemble over devices (EnsembleDeployment)",
+    "plan": "plan an allocation on paper, on devices that need not be here",
     "serve": "serve an allocated ensemble with Triton",
     "render": "write the files from which a pod serves an allocated ensemble",
     "server": "run Triton on rendered files",

@@ -170,7 +170,9 @@ def _with_allocation(content: EnsembleDeploymentStatus, allocation: Allocation) 
             "members": len(allocation.members) or None,
             "member_ids": tuple(member.model_id for member in allocation.members),
             "matrix": tuple(MatrixRow(device=device.name, batch_sizes=sizes) for device, sizes in rows),
-            "performance": None if speed is None else Measurement(images_per_second=speed, obtained="measured"),
+            "performance": None
+            if speed is None
+            else Measurement(images_per_second=speed, obtained="measured", bound_images_per_second=allocation.bound),
             "throughput": None if speed is None else f"{speed:.0f} img/s",
             "selection_digest": allocation.selection.digest,
             "allocation_digest": allocation.digest,

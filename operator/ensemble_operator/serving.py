@@ -81,6 +81,7 @@ class Allocation(Untrusted):
     """What `ensemble allocate` reports, as far as it matters here; very large matrices are left out of reports.
 
     Args:
+        bound: Samples/s that no matrix exceeds, by the members' profiles.
         shared_memory_mib: Of /dev/shm.
         memory_mib: What one pod takes, /dev/shm included.
     """
@@ -94,6 +95,7 @@ class Allocation(Untrusted):
         Field(strict=False, max_length=1024),
     ] = ()
     throughput: Throughput | None = None
+    bound: Annotated[Finite, Field(ge=0, le=1e12)] | None = None
     shared_memory_mib: Annotated[Mebibytes, Field(alias="sharedMemoryMiB")]
     memory_mib: Annotated[Mebibytes, Field(alias="memoryMiB")]
 

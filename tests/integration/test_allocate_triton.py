@@ -20,6 +20,7 @@ from onnx import TensorProto, helper
 from tests.support.broken import no_process_starts
 
 from ensemble_core.allocation import harness
+from ensemble_core.allocation.candidate import Candidate
 from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.plan import Member
 from ensemble_core.allocation.prepare import (
@@ -33,7 +34,7 @@ from ensemble_core.allocation.prepare import (
 )
 from ensemble_core.api.documents import load_documents
 from ensemble_core.api.ensembleselection import BEST_SINGLE
-from ensemble_core.commands import allocate, profile, select
+from ensemble_core.commands import allocate, plan, profile, select
 from ensemble_core.errors import UserError
 from ensemble_core.library.library import Library
 from ensemble_core.library.records import SPLITS, ModelRecord, Origin, Signature, Split
@@ -63,7 +64,9 @@ metadata: {name: tiny}
 spec:
   selectionRef: {name: tiny, budgetName: all}
   devices: [{name: cores, type: cpu, count: 2}]
-  optimization: {maxBenchmarks: 3, maxNeighs: 2, maxIter: 1, secondsPerBenchmark: 0.2, batchSizes: [8, 32]}
+  optimization:
+    {algorithm: bounded-greedy, maxBenchmarks: 3, maxNeighs: 2, maxIter: 1, secondsPerBenchmark: 0.2,
+     batchSizes: [8, 32]}
   serving: {segmentSize: 32}
 """
 
@@ -173,6 +176,41 @@ def test_allocate_measures_once_and_what_it_finds_can_be_served(
         assert np.abs(ask(server.url, plan.name, images("heldout")) - expected).max() < 1e-5
 
 
+def test_the_default_algorithm_measures_few_and_begins_with_the_incumbent(
+    spec: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed = spec.with_name("guided.yaml")
+    changed.write_text(without(DOCUMENTS, "algorithm: bounded-greedy, maxBenchmarks: 3", "maxBenchmarks: 5"))
+    assert verb(allocate, "--spec", str(spec)) == 0
+    before = load_allocation(load_documents(spec), load_documents(spec).deployment())
+    assert verb(allocate, "--spec", str(changed)) == 0
+    found = load_allocation(load_documents(changed), load_documents(changed).deployment())
+    assert found.algorithm == "guided"
+    assert 2 <= len(found.benchmarks) <= 5
+    assert found.benchmarks[0].matrix == before.matrix
+    assert found.benchmarks[0].throughput == next(b.throughput for b in before.benchmarks if b.matrix == before.matrix)
+    assert found.bound is not None
+    assert found.bound > 0
+    assert "of the bound by profiles" in capsys.readouterr().out
+
+
+def test_the_same_members_are_planned_on_more_devices_by_their_profiles(
+    spec: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    documents = load_documents(spec)
+    kind = subject_of(find_ensemble(documents, documents.deployment())).devices[0].device_type
+    assert verb(allocate, "--spec", str(spec)) == 0
+    monkeypatch.setattr(harness, "TritonServer", Refused)
+    capsys.readouterr()
+    assert verb(plan, "--spec", str(spec), "--devices", f"5x{kind}:1024", "--max-benchmarks", "3") == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"2 members on 5 × {kind}\n")
+    assert all(f"tiny-000{seed}@" in text for seed in (1, 2))
+    assert [line.split()[0] for line in text.splitlines()[-5:]] == [f"cpu{i}" for i in range(5)]
+    with pytest.raises(UserError, match="has no profile on gpu-other, but on"):
+        verb(plan, "--spec", str(spec), "--devices", "1xgpu-other:1024")
+
+
 def test_the_best_single_model_is_allocated_alone(spec: Path) -> None:
     assert verb(allocate, "--spec", str(spec), "--budget", BEST_SINGLE, "--max-benchmarks", "1") == 0
     documents = load_documents(spec)
@@ -195,16 +233,29 @@ def test_a_server_that_dies_between_benchmarks_is_survived(spec: Path, monkeypat
         subject = subject_of(ensemble)
         pace = pace_of(subject, profiles_of(ensemble, subject))
         bench = harness.Bench(subject, ensemble.signature, pace, triton)
-        assert bench(Matrix(((8,), (0,)))).samples_per_second > 0
+        assert bench(Candidate(Matrix(((8,), (0,))))).samples_per_second > 0
         assert servers[0].pid is not None
         os.kill(servers[0].pid, signal.SIGKILL)
-        assert bench(Matrix(((8,), (8,)))).samples_per_second > 0
+        assert bench(Candidate(Matrix(((8,), (8,))))).samples_per_second > 0
         assert len(servers) == 1  # it was started again, not given up
         broken = replace(subject_of(ensemble), members=(broken_member(ensemble.members[0], spec.parent),))
-        failed = harness.Bench(broken, ensemble.signature, pace, triton)(Matrix(((8,), (0,))))
+        failed = harness.Bench(broken, ensemble.signature, pace, triton)(Candidate(Matrix(((8,), (0,)))))
         assert failed.samples_per_second == 0
         assert failed.reason
-        assert bench(Matrix(((32,), (0,)))).samples_per_second > 0
+        assert bench(Candidate(Matrix(((32,), (0,))))).samples_per_second > 0
+
+
+def test_a_member_that_takes_more_memory_than_there_is_is_told_with_its_device(spec: Path) -> None:
+    documents = load_documents(spec)
+    ensemble = find_ensemble(documents, overridden(documents.deployment(), BEST_SINGLE, 1))
+    subject = subject_of(ensemble)
+    hungry = replace(subject, members=(hungry_member(ensemble.members[0], spec.parent),))
+    with harness.Triton() as triton:
+        bench = harness.Bench(hungry, ensemble.signature, pace_of(subject, profiles_of(ensemble, subject)), triton)
+        failed = bench(Candidate(Matrix(((0,), (8,)))))
+    assert (failed.samples_per_second, failed.device) == (0, 1)
+    assert failed.reason is not None
+    assert "hungry--cpu1--b8" in failed.reason
 
 
 def test_members_whose_processes_cannot_start_end_it_at_once_in_their_own_words(
@@ -224,6 +275,25 @@ def test_members_whose_processes_cannot_start_end_it_at_once_in_their_own_words(
 def broken_member(member: Member, folder: Path) -> Member:
     (folder / "broken.onnx").write_bytes(b"no network")
     return member.model_copy(update={"model_id": "broken", "onnx": str(folder / "broken.onnx")})
+
+
+def hungry_member(member: Member, folder: Path) -> Member:
+    """The network, with 2^50 numbers beside it when it runs."""
+    model = onnx.load(member.onnx)
+    output = model.graph.node[-1].output[0]
+    model.graph.node[-1].output[0] = "lean"
+    model.graph.node.extend(
+        [
+            helper.make_node("Shape", ["INPUT"], ["shape"], start=0, end=1),
+            helper.make_node("Mul", ["shape", "many"], ["much"]),
+            helper.make_node("ConstantOfShape", ["much"], ["zeros"]),
+            helper.make_node("ReduceMax", ["zeros"], ["zero"], keepdims=0),
+            helper.make_node("Add", ["lean", "zero"], [output]),
+        ]
+    )
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([2**50]), "many"))
+    onnx.save(model, folder / "hungry.onnx")
+    return member.model_copy(update={"model_id": "hungry", "onnx": str(folder / "hungry.onnx")})
 
 
 def without(text: str, old: str, new: str) -> str:

@@ -58,6 +58,7 @@ def summary(selection: str) -> Manifest:
         "devices": [{"name": f"gpu{i}", "type": "gpu"} for i in range(4)],
         "matrix": [[8, 0], [0, 8], [32, 0], [0, 128]],
         "throughput": {"samplesPerSecond": 305.4, "spread": 0.01, "how": "measured"},
+        "bound": 326.0,
         "benchmarks": 7,
         "sharedMemoryMiB": 300,
         "memoryMiB": 1700.5,

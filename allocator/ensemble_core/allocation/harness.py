@@ -1,4 +1,4 @@
-"""Benchmarks on the real server: one server for all matrices, each applied and measured under constant load."""
+"""Benchmarks on the real server: one server for all candidates, each applied and measured under constant load."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from ensemble_core.allocation.matrix import Matrix
+from ensemble_core.allocation.candidate import Candidate
+from ensemble_core.allocation.load import load_of
 from ensemble_core.allocation.pace import Pace
 from ensemble_core.allocation.plan import Plan, plan_of
 from ensemble_core.allocation.result import ServerVersion, Subject, Throughput
+from ensemble_core.allocation.shortage import short_of_memory
 from ensemble_core.api.ensembledeployment import EnsembleDeployment
 from ensemble_core.library.records import Signature
 from ensemble_core.profiling.measure import engine_version
@@ -21,7 +23,7 @@ from ensemble_core.serving.errors import ServingError
 from ensemble_core.serving.load import Measurement, measure
 from ensemble_core.serving.server import TritonServer
 
-IN_FLIGHT = 3  # requests
+BY_WEIGHTS = False  # whether the front model routes by the workers' shares
 TRIES = 2  # of a matrix that the server does not survive
 LINES = 5  # of a failure that are kept as its reason
 REVIVAL_SECONDS = 60.0  # for a server that died to be up again
@@ -36,7 +38,9 @@ class Server(Protocol):
 
     def apply(self, plan: Plan) -> None: ...
 
-    def measure(self, plan: Plan, images: npt.NDArray[Any], seconds: float, deadline: float) -> Measurement: ...
+    def measure(
+        self, plan: Plan, images: npt.NDArray[Any], seconds: float, in_flight: int, samples: int, deadline: float
+    ) -> Measurement: ...
 
 
 class Triton:
@@ -55,8 +59,10 @@ class Triton:
     def apply(self, plan: Plan) -> None:
         self._running().apply(plan)
 
-    def measure(self, plan: Plan, images: npt.NDArray[Any], seconds: float, deadline: float) -> Measurement:
-        return measure(self._running(), plan, images, seconds, IN_FLIGHT, deadline)
+    def measure(
+        self, plan: Plan, images: npt.NDArray[Any], seconds: float, in_flight: int, samples: int, deadline: float
+    ) -> Measurement:
+        return measure(self._running(), plan, images, seconds, in_flight, samples, deadline)
 
     def _running(self) -> TritonServer:
         if self._server is not None and not _revived(self._server):
@@ -85,7 +91,7 @@ def _revived(server: TritonServer) -> bool:
 
 
 class Bench:
-    """Measures matrices of a subject.
+    """Measures candidates of a subject under the load of its objective.
 
     Args:
         subject: Members, devices and settings.
@@ -101,29 +107,51 @@ class Bench:
         self._server = server
         self._images = images(signature, subject.deployment.spec.serving.segment_size)
 
-    def __call__(self, matrix: Matrix) -> Throughput:
-        """Throughput of a matrix; 0 with the reason if a member does not load, or if the server fails twice.
+    def __call__(self, candidate: Candidate) -> Throughput:
+        """Throughput of a candidate; 0 with the reason if a member does not load, or if the server fails twice.
 
         Once may be chance: another process may have taken the memory, or ended the server. NoServerError if none can
         be started.
         """
         subject = self._subject
-        seconds = subject.deployment.spec.optimization.seconds_per_benchmark
-        deadline = self._pace.deadline(matrix, IN_FLIGHT * _request_size(subject.deployment))
-        plan = plan_of(matrix, subject.members, subject.devices, self._signature, subject.deployment)
-        plan = plan.answered_by_all(deadline)
+        plan = plan_of(candidate, subject.members, subject.devices, self._signature, subject.deployment)
+        load = load_of(subject.deployment.spec)
+        plan = plan.answered_by_all(self._pace.deadline(candidate.matrix, max(load.in_flight) * load.samples))
         reason = ""
         for _ in range(TRIES):
             try:
                 self._server.apply(plan)
-                found = self._server.measure(plan, self._images, seconds, deadline)
+                found = self._measured(candidate, plan)
             except ServingError as error:
                 reason = str(error)
             else:
                 return Throughput(
-                    samples_per_second=found.throughput, spread=found.spread, foreign_cores=found.foreign_cores
+                    samples_per_second=found.throughput,
+                    spread=found.spread,
+                    foreign_cores=found.foreign_cores,
+                    client_cores=found.client_cores,
+                    latency_seconds=(found.p50, found.p90, found.p99),
                 )
-        return Throughput(samples_per_second=0, reason="\n".join(reason.splitlines()[:LINES]))
+        told = "\n".join(reason.splitlines()[:LINES])
+        return Throughput(samples_per_second=0, reason=told, device=short_of_memory(reason, plan))
+
+    def _measured(self, candidate: Candidate, plan: Plan) -> Measurement:
+        """Of loads of growing concurrency the fastest within the latency allowed; the first if none is."""
+        spec = self._subject.deployment.spec
+        load = load_of(spec)
+        limit, percentile = spec.optimization.latency.milliseconds, spec.optimization.latency.percentile
+        best: Measurement | None = None
+        for in_flight in load.in_flight:
+            deadline = self._pace.deadline(candidate.matrix, in_flight * load.samples)
+            found = self._server.measure(
+                plan, self._images, spec.optimization.seconds_per_benchmark, in_flight, load.samples, deadline
+            )
+            if best is not None and (limit is None or 1000 * getattr(found, percentile) > limit):
+                break  # more in flight waits longer
+            if best is None or found.throughput > best.throughput:
+                best = found
+        assert best is not None  # a load has at least one concurrency
+        return best
 
 
 def images(signature: Signature, count: int) -> npt.NDArray[Any]:
@@ -150,12 +178,12 @@ def server_version() -> ServerVersion:
 def load_settings(deployment: EnsembleDeployment) -> dict[str, Any]:
     """What defines the load, for digests."""
     spec = deployment.spec
-    return {
+    load = load_of(spec)
+    settings: dict[str, Any] = {
         "secondsPerBenchmark": spec.optimization.seconds_per_benchmark,
-        "inFlight": IN_FLIGHT,
-        "samplesPerRequest": _request_size(deployment),
+        "inFlight": load.in_flight[0] if len(load.in_flight) == 1 else list(load.in_flight),
+        "samplesPerRequest": load.samples,
     }
-
-
-def _request_size(deployment: EnsembleDeployment) -> int:
-    return min(deployment.spec.serving.segment_size, deployment.spec.serving.max_batch_size)
+    if len(load.in_flight) > 1:
+        settings["latency"] = spec.optimization.latency.document()
+    return settings

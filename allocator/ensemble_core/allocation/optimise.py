@@ -10,11 +10,22 @@ from ensemble_core.allocation.algorithms import (
     Bounds,
     DeviceKind,
     DoesNotFitError,
+    best_batch,
     bounded_greedy,
+    latency_greedy,
+    paper_greedy,
     worst_fit_decreasing,
 )
+from ensemble_core.allocation.candidate import Benchmark as Ask
+from ensemble_core.allocation.candidate import Candidate, Measured
+from ensemble_core.allocation.fewest import fewest_devices
+from ensemble_core.allocation.guided import Found, guided
+from ensemble_core.allocation.load import load_of
 from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.memory import Memory
+from ensemble_core.allocation.model import Problem, upper_bound
+from ensemble_core.allocation.objectives import Latency, Objective, ThroughputWithin
+from ensemble_core.allocation.objectives import Throughput as MostThroughput
 from ensemble_core.allocation.result import (
     AllocatedMember,
     AllocationResult,
@@ -25,12 +36,16 @@ from ensemble_core.allocation.result import (
     device_fingerprint,
 )
 from ensemble_core.allocation.rows import group_of
+from ensemble_core.allocation.simulator import Load
+from ensemble_core.allocation.speeds import Speeds, problem_of
 from ensemble_core.errors import UserError
 from ensemble_core.library.parsing import validated
 
 Kind = Literal["allocations", "benchmarks"]
-Measure = Callable[[Matrix], Throughput]
+Measure = Callable[[Candidate], Throughput]
 Seen = Callable[[Benchmark], None]
+
+MODELLED_REQUESTS = 24  # of a load that is simulated to rank candidates
 
 
 class Results(Protocol):
@@ -44,9 +59,9 @@ class Results(Protocol):
 
 
 class Benchmarks:
-    """Measures matrices, each once in the life of the library, and remembers their order.
+    """Measures candidates, each once in the life of the library and again where that is asked for; keeps their order.
 
-    A killed run that starts again asks for the same matrices in the same order and finds them measured. That a matrix
+    A killed run that starts again asks for the same candidates in the same order and finds them measured. That one
     could not be served is not kept: what was in the way, other processes' memory perhaps, may be gone the next time.
     """
 
@@ -57,26 +72,41 @@ class Benchmarks:
         self._seen = seen
         self.done: list[Benchmark] = []
 
-    def __call__(self, matrix: Matrix) -> float:
-        """Samples/s; 0 if the server cannot load or run it."""
-        throughput = self._stored(matrix)
-        benchmark = Benchmark(order=len(self.done), matrix=matrix.batch_sizes, throughput=throughput)
+    def __call__(self, candidate: Candidate, repeat: int = 0) -> Measured:
+        throughput = self._stored(candidate, repeat)
+        benchmark = Benchmark(
+            order=len(self.done),
+            matrix=candidate.matrix.batch_sizes,
+            throughput=throughput,
+            shares=candidate.shares,
+            repeat=repeat,
+        )
         self.done.append(benchmark)
         self._seen(benchmark)
-        return throughput.samples_per_second
+        return throughput.measured()
 
-    def of(self, matrix: Matrix) -> Throughput:
-        """A measurement already made."""
-        return next(done.throughput for done in self.done if done.matrix == matrix.batch_sizes)
+    def of(self, candidate: Candidate) -> Throughput | None:
+        """What was measured of a candidate, together: the mean, and the largest difference; none if nothing was."""
+        own = [
+            b.throughput for b in self.done if (b.matrix, b.shares) == (candidate.matrix.batch_sizes, candidate.shares)
+        ]
+        if len(own) < 2:
+            return own[0] if own else None
+        rates = [each.samples_per_second for each in own]
+        mean = sum(rates) / len(rates)
+        spread = max(max(each.spread for each in own), (max(rates) - min(rates)) / mean if mean else 0.0)
+        return own[-1].model_copy(update={"samples_per_second": mean, "spread": spread})
 
-    def _stored(self, matrix: Matrix) -> Throughput:
-        key = self._subject.benchmark_digest(matrix)
+    def _stored(self, candidate: Candidate, repeat: int) -> Throughput:
+        key = self._subject.benchmark_digest(candidate, repeat)
         stored = self._results.result("benchmarks", key)
         if stored is None:
-            throughput = self._measure(matrix)
+            throughput = self._measure(candidate)
             if throughput.samples_per_second == 0:
                 return throughput
-            content = {"matrix": matrix.rows(), "throughput": throughput.document()}
+            content = {"matrix": candidate.matrix.rows(), "throughput": throughput.document()}
+            if candidate.shares is not None:
+                content["shares"] = [list(row) for row in candidate.shares]
             stored = self._results.write_result("benchmarks", key, content)
         return validated(Throughput, stored.get("throughput"), f"benchmarks/{key}.json: throughput")
 
@@ -101,7 +131,13 @@ def _parsed(subject: Subject, content: dict[str, Any]) -> AllocationResult:
 
 
 def find_allocation(
-    where: str, results: Results, subject: Subject, memory: Memory, bench: Benchmarks
+    where: str,
+    results: Results,
+    subject: Subject,
+    memory: Memory,
+    speeds: Speeds,
+    bench: Benchmarks,
+    by_weights: bool = False,
 ) -> AllocationResult:
     """Run the algorithm of the spec and store what it finds.
 
@@ -110,36 +146,185 @@ def find_allocation(
         results: Where allocations are kept.
         subject: What is allocated, on what.
         memory: Capacities of the subject's devices and needs of its members.
+        speeds: Of its members alone on its devices.
         bench: Of the same subject.
+        by_weights: Whether the server can route samples by shares.
 
     Raises:
-        UserError: the devices cannot hold the members, or the server cannot serve the starting matrix. All others have
-            its workers and more, or larger batches: they would fail one after the other for the same reason.
+        UserError: the devices cannot hold the members, the spec's own matrix is not one for them, the algorithm needs
+            more devices, the server could serve none of the candidates, or none gives what is required.
     """
-    start = starting_matrix(where, subject, memory)
     optimization = subject.deployment.spec.optimization
+    start = Candidate(starting_matrix(where, subject, memory))
+    sides = [row.type for row in subject.devices]
+    problem = problem_of(sides, optimization.batch_sizes, speeds, memory)
 
-    def served(matrix: Matrix) -> float:
-        speed = bench(matrix)
-        if speed == 0 and matrix == start:
-            problem = f"the server cannot serve the members even at the smallest batch size: {bench.of(start).reason}"
-            raise UserError(where, problem)
-        return speed
+    def served(candidate: Candidate, repeat: int = 0) -> Measured:
+        measured = bench(candidate, repeat)
+        if candidate == start and measured.device is None:
+            _refuse_if_hopeless(where, bench)
+        return measured
 
-    if optimization.algorithm == "worst-fit":
-        served(start)
-        best = start
+    best, expected = start, None
+    if optimization.algorithm == "guided":
+        incumbent = _incumbent(where, results, subject, memory, by_weights)
+        found = _guided(problem, start, incumbent, served, subject, by_weights)
+        best, expected = (found.best, found.expected) if found else (start, None)
     else:
-        bounds = Bounds(optimization.max_neighs, optimization.max_iter, optimization.max_benchmarks)
-        best = bounded_greedy(start, optimization.batch_sizes, memory.fits, served, bounds, optimization.seed)
-    result = _result(subject, start, best, bench)
+        best = Candidate(_by_reference(where, subject, memory, speeds, start.matrix, served))
+    result = _result(subject, start, best, bench, problem, expected)
+    if result.throughput.samples_per_second == 0:
+        reason = bench.done[0].throughput.reason
+        raise UserError(where, f"the server could serve none of {len(bench.done)} matrices; the first: {reason}")
+    required = optimization.required_samples_per_second
+    reached = result.throughput.samples_per_second
+    if optimization.objective == "fewest-devices" and required is not None and reached < required:
+        problem_text = f"{required:g} cannot be reached: the fastest of {len(bench.done)} matrices gives {reached:,.0f}"
+        raise UserError(_field(where, "optimization.requiredSamplesPerSecond"), problem_text)
     return _parsed(subject, results.write_result("allocations", result.digest, result.document()))
+
+
+def _refuse_if_hopeless(where: str, bench: Benchmarks) -> None:
+    """Refuse members of which the smallest workers cannot be served, though memory is not what they lack.
+
+    All other matrices have as many workers at least, or larger batches: they would fail for the same reason, one after
+    the other.
+    """
+    if all(each.throughput.samples_per_second == 0 for each in bench.done):
+        reason = bench.done[-1].throughput.reason
+        raise UserError(where, f"the server cannot serve the members even at the smallest batch size: {reason}")
+
+
+def objective_of(subject: Subject) -> Objective:
+    """What the spec wants, as the algorithms take it."""
+    optimization = subject.deployment.spec.optimization
+    percentile = int(optimization.latency.percentile[1:])
+    load = load_of(subject.deployment.spec)
+    loads = tuple(Load(in_flight, load.samples, MODELLED_REQUESTS) for in_flight in load.in_flight)
+    match optimization.objective:
+        case "latency":
+            return Latency(percentile, loads[0])
+        case "throughput-within-latency":
+            return ThroughputWithin(percentile, (optimization.latency.milliseconds or 0.0) / 1000, loads)
+        case _:
+            return MostThroughput()
+
+
+def _guided(
+    problem: Problem,
+    start: Candidate,
+    incumbent: Candidate | None,
+    bench: Ask,
+    subject: Subject,
+    by_weights: bool,
+) -> Found | None:
+    spec = subject.deployment.spec.optimization
+    if spec.objective == "fewest-devices":
+        required = spec.required_samples_per_second or 0.0
+        return fewest_devices(problem, required, bench, spec.max_benchmarks, spec.seed, by_weights)
+    objective = objective_of(subject)
+    return guided(problem, start, incumbent, bench, objective, spec.max_benchmarks, spec.seed, by_weights)
+
+
+def _by_reference(where: str, subject: Subject, memory: Memory, speeds: Speeds, start: Matrix, bench: Ask) -> Matrix:
+    """What a reference algorithm finds; what it chose without benchmarks is measured."""
+    spec = subject.deployment.spec.optimization
+    objective = objective_of(subject)
+
+    def score(matrix: Matrix) -> float:
+        return objective.score(bench(Candidate(matrix)))
+
+    match spec.algorithm:
+        case "bounded-greedy":
+            bounds = Bounds(spec.max_neighs, spec.max_iter, spec.max_benchmarks)
+            return bounded_greedy(start, spec.batch_sizes, memory.fits, score, bounds, spec.seed)
+        case "paper-greedy":
+            return paper_greedy(start, spec.batch_sizes, memory.fits, score, spec.max_benchmarks, spec.seed)
+        case "best-batch":
+            try:
+                matrix = best_batch(speeds.at, memory, spec.batch_sizes)
+            except ValueError as error:
+                raise UserError(_field(where, "optimization.algorithm"), f"best-batch: {error}") from None
+            except DoesNotFitError as lack:
+                raise _does_not_fit(where, subject, lack) from lack
+        case "latency-greedy":
+            try:
+                matrix = latency_greedy(speeds.at, memory, spec.batch_sizes[0])
+            except DoesNotFitError as lack:
+                raise _does_not_fit(where, subject, lack) from lack
+        case _:
+            matrix = start
+    score(matrix)
+    return matrix
+
+
+def _incumbent(where: str, results: Results, subject: Subject, memory: Memory, by_weights: bool) -> Candidate | None:
+    """The matrix that the spec gives, or the fastest allocation that the library has for such members and devices."""
+    if subject.deployment.spec.optimization.matrix:
+        return Candidate(given_matrix(where, subject, memory))
+    models = [member.sha256 for member in subject.members]
+    allowed = set(subject.deployment.spec.optimization.batch_sizes)
+    known = [
+        found
+        for key, content in sorted(results.results("allocations").items())
+        if (found := validated(AllocationResult, content, f"allocations/{key}.json"))
+        and [member.sha256 for member in found.members] == models
+        and found.device_fingerprint == device_fingerprint(subject.devices)
+        and {size for row in found.matrix for size in row if size} <= allowed
+        and (found.shares is None or by_weights)
+        and memory.fits(Matrix(found.matrix))
+    ]
+    fastest = max(known, key=lambda found: found.throughput.samples_per_second, default=None)
+    return None if fastest is None else Candidate(Matrix(fastest.matrix), fastest.shares)
+
+
+def given_matrix(where: str, subject: Subject, memory: Memory) -> Matrix:
+    """The spec's own matrix.
+
+    Raises:
+        UserError: it names an unknown device or one twice, has another number of members or a batch size that is not
+            allowed, leaves a member out, or exceeds a device's memory.
+    """
+    spec = subject.deployment.spec.optimization
+    field = _field(where, "optimization.matrix")
+    names = [row.name for row in subject.devices]
+    rows = {name: [0] * len(subject.members) for name in names}
+    for index, row in enumerate(spec.matrix):
+        if row.device not in rows:
+            raise UserError(f"{field}[{index}].device", f"{row.device} is none of the devices {', '.join(names)}")
+        if any(row.device == before.device for before in spec.matrix[:index]):
+            raise UserError(f"{field}[{index}].device", f"{row.device} has a row already")
+        if len(row.batch_sizes) != len(subject.members):
+            problem = f"has {len(row.batch_sizes)} entries for {len(subject.members)} members"
+            raise UserError(f"{field}[{index}].batchSizes", problem)
+        for size in row.batch_sizes:
+            if size and size not in spec.batch_sizes:
+                allowed = ", ".join(map(str, spec.batch_sizes))
+                raise UserError(f"{field}[{index}].batchSizes", f"{size} is not among batchSizes: 0, {allowed}")
+        rows[row.device] = list(row.batch_sizes)
+    absent = [
+        m.model_id
+        for m, column in zip(subject.members, zip(*rows.values(), strict=True), strict=True)
+        if not any(column)
+    ]
+    if absent:
+        raise UserError(field, f"{', '.join(absent)} would be on no device")
+    matrix = Matrix.of([rows[name] for name in names])
+    for device, excess in memory.overflows(matrix):
+        lacks = subject.devices[device]
+        raise UserError(field, f"takes {excess:.0f} MiB more than the {lacks.memory_mib:.0f} MiB of {lacks.name}")
+    return matrix
+
+
+def _field(where: str, name: str) -> str:
+    """A field of the same spec as the list of devices."""
+    return f"{where.removesuffix('devices')}{name}"
 
 
 def benchmarks_at_most(subject: Subject) -> int:
     """How many benchmarks a run makes at most, for progress bars."""
     optimization = subject.deployment.spec.optimization
-    return 1 if optimization.algorithm == "worst-fit" else optimization.max_benchmarks
+    return 1 if optimization.algorithm in ("worst-fit", "best-batch", "latency-greedy") else optimization.max_benchmarks
 
 
 def starting_matrix(where: str, subject: Subject, memory: Memory) -> Matrix:
@@ -154,16 +339,25 @@ def starting_matrix(where: str, subject: Subject, memory: Memory) -> Matrix:
     try:
         return worst_fit_decreasing(memory, kinds, batch_size)
     except DoesNotFitError as lack:
-        row = subject.devices[lack.device]
-        raise UserError(
-            f"{where}[{group_of(spec.devices, row)}]",
-            f"the devices cannot hold the members: {subject.members[lack.member].model_id} needs {lack.needed:.0f} MiB "
-            f"at batch size {batch_size}, but {row.name} has {lack.left:.0f} of {row.memory_mib:.0f} MiB left, "
-            f"{lack.needed - lack.left:.0f} MiB too few; add devices or memoryMiB, or choose a smaller budget",
-        ) from lack
+        raise _does_not_fit(where, subject, lack) from lack
 
 
-def _result(subject: Subject, start: Matrix, best: Matrix, bench: Benchmarks) -> AllocationResult:
+def _does_not_fit(where: str, subject: Subject, lack: DoesNotFitError) -> UserError:
+    spec, row = subject.deployment.spec, subject.devices[lack.device]
+    return UserError(
+        f"{where}[{group_of(spec.devices, row)}]",
+        f"the devices cannot hold the members: {subject.members[lack.member].model_id} needs {lack.needed:.0f} MiB "
+        f"at batch size {spec.optimization.batch_sizes[0]}, but {row.name} has {lack.left:.0f} of {row.memory_mib:.0f} "
+        f"MiB left, {lack.needed - lack.left:.0f} MiB too few; add devices or memoryMiB, or choose a smaller budget",
+    )
+
+
+def _result(
+    subject: Subject, start: Candidate, best: Candidate, bench: Benchmarks, problem: Problem, expected: float | None
+) -> AllocationResult:
+    first, begun = bench.done[0], bench.of(start)
+    # Under a load that is not the largest, samples/s say nothing about the devices.
+    saturated = subject.deployment.spec.optimization.objective != "latency"
     return AllocationResult(
         name=subject.deployment.metadata.name,
         digest=subject.digest(),
@@ -171,10 +365,13 @@ def _result(subject: Subject, start: Matrix, best: Matrix, bench: Benchmarks) ->
         members=tuple(AllocatedMember(model_id=m.model_id, weight=m.weight, sha256=m.sha256) for m in subject.members),
         devices=subject.devices,
         device_fingerprint=device_fingerprint(subject.devices),
-        matrix=best.batch_sizes,
+        matrix=best.matrix.batch_sizes,
         algorithm=subject.deployment.spec.optimization.algorithm,
-        throughput=bench.of(best),
-        start=Start(matrix=start.batch_sizes, throughput=bench.of(start)),
+        throughput=bench.of(best) or first.throughput,
+        start=Start(matrix=start.matrix.batch_sizes if begun else first.matrix, throughput=begun or first.throughput),
         benchmarks=tuple(bench.done),
         server=subject.server,
+        shares=best.shares,
+        bound=upper_bound(problem) if saturated else None,
+        expected=expected if saturated else None,
     )

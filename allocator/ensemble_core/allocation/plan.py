@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ensemble_core.allocation.matrix import Matrix
+from ensemble_core.allocation.candidate import Candidate
 from ensemble_core.api.ensembledeployment import EnsembleDeployment
 from ensemble_core.frozen import Frozen
 from ensemble_core.library.records import ModelId, Sha256, Signature
@@ -132,14 +132,14 @@ class Plan(Frozen):
 
 
 def plan_of(
-    matrix: Matrix,
+    candidate: Candidate,
     members: Sequence[Member],
     devices: Sequence[DeviceRow],
     signature: Signature,
     deployment: EnsembleDeployment,
 ) -> Plan:
-    """The plan of a matrix; workers in the matrix's order, devices first."""
-    serving = deployment.spec.serving
+    """The plan of a candidate; workers in the matrix's order, devices first."""
+    serving, shares = deployment.spec.serving, candidate.shares
     return Plan(
         name=deployment.metadata.name,
         signature=signature,
@@ -148,8 +148,13 @@ def plan_of(
         members=tuple(members),
         devices=tuple(devices),
         workers=tuple(
-            Worker(member=member, device=devices[device].name, batch_size=batch_size)
-            for device, member, batch_size in matrix.entries()
+            Worker(
+                member=member,
+                device=devices[device].name,
+                batch_size=batch_size,
+                share=1.0 if shares is None else shares[device][member],
+            )
+            for device, member, batch_size in candidate.matrix.entries()
         ),
         answering=Answering(
             rule=serving.combiner,

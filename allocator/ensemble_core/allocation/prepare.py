@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from ensemble_core.allocation.candidate import Candidate
 from ensemble_core.allocation.harness import load_settings, server_version
 from ensemble_core.allocation.machine import this_machine
 from ensemble_core.allocation.matrix import Matrix
@@ -19,6 +20,7 @@ from ensemble_core.allocation.pace import Pace
 from ensemble_core.allocation.plan import DeviceRow, Member, Plan, plan_of
 from ensemble_core.allocation.result import AllocationResult, SelectionOf, Subject
 from ensemble_core.allocation.rows import device_rows
+from ensemble_core.allocation.speeds import BatchTimes, Speeds
 from ensemble_core.api.documents import Documents
 from ensemble_core.api.ensembledeployment import EnsembleDeployment, Optimization
 from ensemble_core.api.ensembleselection import EnsembleSelection
@@ -160,6 +162,14 @@ def memory_of(subject: Subject, profiles: Profiles) -> Memory:
     )
 
 
+def speeds_of(subject: Subject, profiles: Profiles) -> Speeds:
+    """Samples/s of each member alone on the devices."""
+    return Speeds(
+        kinds=tuple(row.device_type for row in subject.devices),
+        times=tuple({kind: BatchTimes.of(profile) for kind, profile in of_member.items()} for of_member in profiles),
+    )
+
+
 def pace_of(subject: Subject, profiles: Profiles) -> Pace:
     """How fast the members are on the devices."""
     return Pace.of([row.device_type for row in subject.devices], profiles)
@@ -179,12 +189,17 @@ def load_plan(documents: Documents, deployment: EnsembleDeployment) -> Plan:
     """The plan of that allocation, with this machine's files and cores; UserErrors as of `load_allocation`."""
     ensemble = find_ensemble(documents, deployment)
     subject = subject_of(ensemble)
-    return allocated_plan(ensemble, subject, Matrix(allocation_of(documents, ensemble, subject).matrix))
+    return allocated_plan(ensemble, subject, allocated(allocation_of(documents, ensemble, subject)))
 
 
-def allocated_plan(ensemble: Ensemble, subject: Subject, matrix: Matrix) -> Plan:
-    """The plan of a matrix of an ensemble."""
-    return plan_of(matrix, subject.members, subject.devices, ensemble.signature, ensemble.deployment)
+def allocated(found: AllocationResult) -> Candidate:
+    """The matrix of an allocation, with its routing."""
+    return Candidate(Matrix(found.matrix), found.shares)
+
+
+def allocated_plan(ensemble: Ensemble, subject: Subject, candidate: Candidate) -> Plan:
+    """The plan of a candidate for an ensemble."""
+    return plan_of(candidate, subject.members, subject.devices, ensemble.signature, ensemble.deployment)
 
 
 def allocation_of(documents: Documents, ensemble: Ensemble, subject: Subject) -> AllocationResult:
@@ -207,23 +222,30 @@ def types_of(devices: Sequence[DeviceRow]) -> str:
 
 
 def _profile(ensemble: Ensemble, index: int, row: DeviceRow) -> Profile:
-    """The stored profile of a member on a type of device, or one measured now at two batch sizes and stored."""
+    """The stored profile of a member on a type of device, at three batch sizes or more; what lacks is measured."""
     library, record, member = ensemble.libraries[index], ensemble.records[index], ensemble.members[index]
     stored = library.profile(row.device_type, ENGINE, record.id)
-    if stored is not None and stored.model_sha256 == member.sha256:
+    valid = stored is not None and stored.model_sha256 == member.sha256
+    known = {batch.batch_size for batch in stored.batches} if stored is not None and valid else set()
+    missing = sizes_to_profile(ensemble.deployment.spec.optimization.batch_sizes) - known
+    if stored is not None and valid and not missing:
         return stored
     device = Device(row.device_type, row.cores, None)
     if row.type == "gpu":
         device = Device(row.device_type, tuple(sorted(os.sched_getaffinity(0))), row.ordinal)
-    allowed = ensemble.deployment.spec.optimization.batch_sizes
     try:
-        answer = measure(record, Path(member.onnx), ensemble.signature, device, sorted({allowed[0], allowed[-1]}))
+        answer = measure(record, Path(member.onnx), ensemble.signature, device, sorted(missing))
     except MeasurementError as failure:
         raise UserError(f"{ensemble.where}: spec.devices", f"no profile on {row.device_type}: {failure}") from failure
     stored = library.profile(row.device_type, ENGINE, record.id)
     profile = make_profile(record, member.sha256, device, ENGINE, answer, stored)
     library.write_profile(profile)
     return profile
+
+
+def sizes_to_profile(batch_sizes: Sequence[int]) -> set[int]:
+    """The smallest, the middle and the largest: what lies between is interpolated."""
+    return {batch_sizes[0], batch_sizes[len(batch_sizes) // 2], batch_sizes[-1]}
 
 
 def _current(where: str, documents: Documents, selection: EnsembleSelection) -> SelectionResult:

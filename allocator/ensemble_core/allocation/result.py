@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from ensemble_core.allocation.matrix import Matrix
+from ensemble_core.allocation.candidate import Candidate, Measured
 from ensemble_core.allocation.plan import DeviceRow, Member
 from ensemble_core.api.ensembledeployment import EnsembleDeployment
 from ensemble_core.frozen import Frozen, digest
@@ -16,6 +16,7 @@ from ensemble_core.library.records import ModelId, Sha256
 
 COMPUTATION = 2  # raised when algorithms, benchmarks or backends change, so that stored results are not found
 Rows = tuple[tuple[int, ...], ...]  # batch sizes, [device][member], 0 = absent
+Shares = tuple[tuple[float, ...], ...]  # of each member's samples, [device][member]
 
 
 class Throughput(Frozen):
@@ -24,16 +25,33 @@ class Throughput(Frozen):
     samples_per_second: float = Field(ge=0)  # 0: the server could not load or run it
     spread: float = Field(0, ge=0)  # (largest - smallest) / median of the windows measured
     foreign_cores: float = Field(0, ge=0)  # CPU cores that other processes used meanwhile
+    client_cores: float = Field(0, ge=0)  # CPU cores that the load generator used, one at most
     how: Literal["measured"] = "measured"
     reason: str | None = None  # of a 0
+    device: int | None = Field(None, ge=0)  # row that had too little memory, where the server tells
+    busy: tuple[float, ...] | None = None  # share of the time that each device worked, where the server tells
+    latency_seconds: tuple[float, float, float] | None = None  # of a request: median, 90th and 99th percentile
+
+    def measured(self) -> Measured:
+        """As the algorithms take it."""
+        return Measured(
+            samples_per_second=self.samples_per_second,
+            spread=self.spread,
+            reason=self.reason,
+            device=self.device,
+            busy=self.busy,
+            latency=self.latency_seconds,
+        )
 
 
 class Benchmark(Frozen):
     """One matrix that was measured."""
 
-    order: int = Field(ge=0)  # 0 is the start
+    order: int = Field(ge=0)
     matrix: Rows
     throughput: Throughput
+    shares: Shares | None = None  # none: free workers pull
+    repeat: int = Field(0, ge=0)  # how often it had been measured before
 
 
 class Start(Frozen):
@@ -76,6 +94,9 @@ class AllocationResult(Frozen):
     start: Start
     benchmarks: tuple[Benchmark, ...]  # in the order measured
     server: ServerVersion
+    shares: Shares | None = None  # by which samples are routed; none: free workers pull
+    bound: float | None = Field(None, ge=0)  # samples/s that no matrix exceeds by the members' profiles
+    expected: float | None = Field(None, ge=0)  # samples/s of the matrix by the model, as measurements corrected it
 
 
 def device_fingerprint(devices: Sequence[DeviceRow]) -> str:
@@ -103,9 +124,14 @@ class Subject:
     server: ServerVersion
     load: dict[str, Any]
 
-    def benchmark_digest(self, matrix: Matrix) -> str:
-        """Of everything that a measurement of a matrix depends on; names and weights do not matter."""
-        return digest({**self._measured(), "matrix": matrix.rows()})
+    def benchmark_digest(self, candidate: Candidate, repeat: int = 0) -> str:
+        """Of everything that a measurement of a candidate depends on; names and weights do not matter."""
+        content = {**self._measured(), "matrix": candidate.matrix.rows()}
+        if candidate.shares is not None:
+            content["shares"] = [list(row) for row in candidate.shares]
+        if repeat:
+            content["repeat"] = repeat
+        return digest(content)
 
     def digest(self) -> str:
         """Of everything that the allocation depends on; free memory, which changes by the minute, is left out."""

@@ -51,6 +51,26 @@ class Device(Frozen):
     )
 
 
+class MatrixRow(Frozen):
+    """A device and what it runs."""
+
+    device: ShortText = Field(description="Name of the device: `gpu0`, `cpu1`.")
+    batch_sizes: tuple[Count, ...] = Field(max_length=256, description="Batch size of each member there; 0 is none.")
+
+
+class LatencyGoal(Frozen):
+    """Which latency counts, and under which load."""
+
+    percentile: Literal["p50", "p90", "p99"] = Field("p99", description="Of the time of a request.")
+    milliseconds: float | None = Field(
+        None, gt=0, le=3_600_000, description="What it may be at most, for `throughput-within-latency`."
+    )
+    requests_in_flight: int = Field(
+        1, ge=1, le=1024, description="Requests that are in the server all the time, for `latency`."
+    )
+    samples_per_request: int = Field(1, ge=1, le=65_536, description="Samples of a request; at most a segment.")
+
+
 class Optimization(Ruled):
     """How the allocation is found."""
 
@@ -61,17 +81,61 @@ class Optimization(Ruled):
             "self.batchSizes.isSorted() && self.batchSizes.all(a, self.batchSizes.exists_one(b, b == a))",
             lambda o: list(o.batch_sizes) == sorted(set(o.batch_sizes)),
         ),
+        Rule(
+            "objective",
+            "needs latency.milliseconds",
+            "self.objective != 'throughput-within-latency' || (has(self.latency) && has(self.latency.milliseconds))",
+            lambda o: o.objective != "throughput-within-latency" or o.latency.milliseconds is not None,
+        ),
+        Rule(
+            "objective",
+            "needs requiredSamplesPerSecond",
+            "self.objective != 'fewest-devices' || has(self.requiredSamplesPerSecond)",
+            lambda o: o.objective != "fewest-devices" or o.required_samples_per_second is not None,
+        ),
+        Rule(
+            "objective",
+            "needs the algorithm guided",
+            "self.objective != 'fewest-devices' || self.algorithm == 'guided'",
+            lambda o: o.objective != "fewest-devices" or o.algorithm == "guided",
+        ),
+        Rule(
+            "matrix",
+            "needs the algorithm guided, and an objective for all devices",
+            "self.matrix.size() == 0 || (self.algorithm == 'guided' && self.objective != 'fewest-devices')",
+            lambda o: not o.matrix or (o.algorithm == "guided" and o.objective != "fewest-devices"),
+        ),
+        Rule(
+            "matrix",
+            "must have as many batchSizes in every row",
+            "self.matrix.all(r, r.batchSizes.size() == self.matrix[0].batchSizes.size())",
+            lambda o: len({len(row.batch_sizes) for row in o.matrix}) <= 1,
+        ),
     )
 
-    objective: Literal["throughput"] = Field("throughput", description="What is maximised.")
-    algorithm: Literal["bounded-greedy", "worst-fit"] = Field(
-        "bounded-greedy",
-        description="`worst-fit` (thesis, chapter 8, Algorithm 1), or `bounded-greedy` from there (Algorithm 2).",
+    objective: Literal["throughput", "latency", "throughput-within-latency", "fewest-devices"] = Field(
+        "throughput",
+        description="The most samples per second; the shortest requests; the most samples per second while requests "
+        "stay within a latency; or as few devices as give `requiredSamplesPerSecond`.",
+    )
+    algorithm: Literal["guided", "bounded-greedy", "worst-fit", "best-batch", "latency-greedy", "paper-greedy"] = Field(
+        "guided",
+        description="`guided`: few benchmarks of what a model of the server proposes. For reference: `worst-fit` "
+        "(thesis, chapter 8, Algorithm 1), `bounded-greedy` from there (Algorithm 2), `best-batch` (a device for each "
+        "member), `latency-greedy` (data flow applications), `paper-greedy` (each member on one device).",
     )
     mode: Literal["measured"] = Field("measured", description="Matrices are benchmarked on the real server.")
-    max_neighs: int = Field(100, ge=1, le=10_000, description="Neighbours drawn per iteration of the greedy algorithm.")
-    max_iter: int = Field(10, ge=1, le=1000, description="Iterations of the greedy algorithm.")
-    max_benchmarks: int = Field(20, ge=1, le=10_000, description="Benchmarks in all.")
+    latency: LatencyGoal = Field(default_factory=LatencyGoal, description="For the objectives that are about latency.")
+    required_samples_per_second: float | None = Field(None, gt=0, le=1e12, description="For `fewest-devices`.")
+    matrix: tuple[MatrixRow, ...] = Field(
+        (),
+        max_length=1024,
+        description="An allocation to begin with, as the status has it. It stays unless another is faster beyond the "
+        "noise of benchmarks.",
+    )
+    max_neighs: int = Field(100, ge=1, le=10_000, description="Neighbours drawn per iteration of `bounded-greedy`.")
+    max_iter: int = Field(10, ge=1, le=1000, description="Iterations of `bounded-greedy`.")
+    max_benchmarks: int = Field(12, ge=1, le=10_000, description="Benchmarks in all.")
     batch_sizes: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field(
         (8, 16, 32, 64, 128),
         min_length=1,
@@ -188,13 +252,6 @@ class EnsembleDeploymentSpec(Workload):
     optimization: Optimization = Field(default_factory=Optimization, description="How the allocation is found.")
     serving: Serving = Field(default_factory=Serving, description="How the ensemble is served.")
     rollout: Rollout = Field(default_factory=Rollout, description="How a new allocation replaces the old.")
-
-
-class MatrixRow(Frozen):
-    """A device and what it runs."""
-
-    device: ShortText = Field(description="Name of the device: `gpu0`, `cpu1`.")
-    batch_sizes: tuple[Count, ...] = Field(max_length=256, description="Batch size of each member there; 0 is none.")
 
 
 class Measurement(Frozen):

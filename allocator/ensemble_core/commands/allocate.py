@@ -5,26 +5,29 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ensemble_core.allocation.harness import Bench, NoServerError, Triton
-from ensemble_core.allocation.matrix import Matrix
+from ensemble_core.allocation.harness import BY_WEIGHTS, Bench, NoServerError, Triton
 from ensemble_core.allocation.memory import Memory
 from ensemble_core.allocation.optimise import Benchmarks, benchmarks_at_most, find_allocation, stored_allocation
-from ensemble_core.allocation.pace import Pace
 from ensemble_core.allocation.plan import Plan, Worker
 from ensemble_core.allocation.prepare import (
     Ensemble,
+    Profiles,
+    allocated,
     allocated_plan,
     find_ensemble,
     memory_of,
     overridden,
     pace_of,
     profiles_of,
+    speeds_of,
     subject_of,
 )
-from ensemble_core.allocation.result import AllocationResult, Benchmark, Subject
+from ensemble_core.allocation.result import AllocationResult, Benchmark, Subject, Throughput
 from ensemble_core.api.documents import load_documents
 from ensemble_core.report import CommandError, Report, add_report_arguments, run_reported
 from ensemble_core.serving import footprint
+
+CLIENT_BUSY = 0.9  # of a core, from which the load generator may be what is measured
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,25 +54,28 @@ def _allocate(arguments: argparse.Namespace, report: Report) -> dict[str, Any]:
     try:
         subject = subject_of(ensemble)
         profiles = profiles_of(ensemble, subject)
-        memory = memory_of(subject, profiles)
         found = stored_allocation(ensemble.results, subject)
         if found is not None:
             print(f"allocation {found.name}: nothing has changed, allocations/{found.digest}.json stays")
         else:
-            found = _optimise(ensemble, subject, memory, pace_of(subject, profiles), report)
+            found = _optimise(ensemble, subject, profiles, report)
     except NoServerError as error:
         raise CommandError(f"there is no Triton server to measure: {error}") from error
     for line in table(found):
         print(line)
-    plan = allocated_plan(ensemble, subject, Matrix(found.matrix))
-    return {"digest": found.digest, "summary": summary(found, plan, memory)}
+    plan = allocated_plan(ensemble, subject, allocated(found))
+    return {"digest": found.digest, "summary": summary(found, plan, memory_of(subject, profiles))}
 
 
-def _optimise(ensemble: Ensemble, subject: Subject, memory: Memory, pace: Pace, report: Report) -> AllocationResult:
+def _optimise(ensemble: Ensemble, subject: Subject, profiles: Profiles, report: Report) -> AllocationResult:
     progress = Progress(report, benchmarks_at_most(subject))
     with Triton() as server:
-        bench = Benchmarks(ensemble.results, subject, Bench(subject, ensemble.signature, pace, server), progress)
-        return find_allocation(f"{ensemble.where}: spec.devices", ensemble.results, subject, memory, bench)
+        bench = Benchmarks(
+            ensemble.results, subject, Bench(subject, ensemble.signature, pace_of(subject, profiles), server), progress
+        )
+        memory, speeds = memory_of(subject, profiles), speeds_of(subject, profiles)
+        where = f"{ensemble.where}: spec.devices"
+        return find_allocation(where, ensemble.results, subject, memory, speeds, bench, BY_WEIGHTS)
 
 
 class Progress:
@@ -88,8 +94,21 @@ class Progress:
             stage="benchmarks", done=done, total=self._total, note=f"best so far {self._best:,.0f} samples/s"
         )
         print(f"benchmark {done} of at most {self._total}: {speed:,.0f} samples/s, best {self._best:,.0f}", flush=True)
-        if reason := benchmark.throughput.reason:
-            print(f"  could not be served: {reason}", flush=True)
+        for line in remarks(benchmark.throughput):
+            print(f"  {line}", flush=True)
+
+
+def remarks(throughput: Throughput) -> list[str]:
+    """What one should know of a measurement."""
+    found = []
+    if throughput.reason:
+        found.append(f"could not be served: {throughput.reason}")
+    if throughput.client_cores >= CLIENT_BUSY:
+        found.append(
+            f"the load generator used {throughput.client_cores:.2f} of the one core that it can use: "
+            "the server could perhaps answer more"
+        )
+    return found
 
 
 def summary(found: AllocationResult, plan: Plan, memory: Memory) -> dict[str, Any]:
@@ -116,9 +135,10 @@ def table(found: AllocationResult) -> list[str]:
         for device, row in zip(found.devices, found.matrix, strict=True)
     ]
     best, start = found.throughput.samples_per_second, found.start.throughput.samples_per_second
-    gain = f" ({best / start - 1:+.0%} from worst-fit)" if start else ""
+    gain = f" ({best / start - 1:+.0%} from worst-fit)" if start and found.start.matrix != found.matrix else ""
+    bound = f", {best / found.bound:.0%} of the bound by profiles" if found.bound else ""
     return [
-        f"allocation {found.name}, budget {found.selection.budget_name}: {best:,.0f} samples/s measured{gain}, "
+        f"allocation {found.name}, budget {found.selection.budget_name}: {best:,.0f} samples/s measured{gain}{bound}, "
         f"{len(found.benchmarks)} matrices benchmarked",
         f"  {'':<{width}}  " + "  ".join(names),
         *rows,

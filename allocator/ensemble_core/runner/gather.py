@@ -192,7 +192,8 @@ def matrix_facts(allocation: AllocationResult) -> tuple[tuple[MatrixFacts, ...],
         MatrixFacts(devices, members, b.matrix, b.throughput.samples_per_second, b.throughput.spread / 2)
         for b in allocation.benchmarks
     )
-    best = next(index for index, b in enumerate(allocation.benchmarks) if b.matrix == allocation.matrix)
+    chosen = (allocation.matrix, allocation.shares)
+    best = next(index for index, b in enumerate(allocation.benchmarks) if (b.matrix, b.shares) == chosen)
     return facts, best
 
 

@@ -56,15 +56,16 @@ def measure(
     images: npt.NDArray[Any],
     seconds: float,
     in_flight: int = 3,
+    samples: int = 0,
     deadline: float = SECONDS,
 ) -> Measurement:
-    """Keep `in_flight` requests of one segment each in the server and count what it answers.
+    """Keep `in_flight` requests in the server, of `samples` or else of one segment each, and count what it answers.
 
     `seconds` is shared by the windows; disturbed ones are repeated, up to 2.5 times `seconds` in all, and a window
-    lasts until `in_flight` requests were answered in it. Images are repeated or cut to a segment. Raises ServingError
+    lasts until `in_flight` requests were answered in it. Images are repeated or cut to a request. Raises ServingError
     if a request fails or is not answered within `deadline` seconds; it tells what has died of the server meanwhile.
     """
-    size = min(plan.segment_size, plan.max_batch_size)
+    size = min(samples or plan.segment_size, plan.max_batch_size)
     batch = np.resize(images, (size, *plan.signature.input_shape))
     before = len(server.incidents)
     try:

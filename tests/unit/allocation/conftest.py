@@ -46,7 +46,7 @@ def _deployment(devices: int, **optimization: Any) -> EnsembleDeployment:
             "spec": {
                 "selectionRef": {"name": "digits", "budgetName": "large"},
                 "devices": [{"name": "cores", "type": "cpu", "count": devices}],
-                "optimization": {"batchSizes": [8, 32], **optimization},
+                "optimization": {"algorithm": "bounded-greedy", "batchSizes": [8, 32], **optimization},
             },
         }
     )

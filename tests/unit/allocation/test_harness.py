@@ -7,18 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ensemble_core.allocation.candidate import Candidate, Measured
 from ensemble_core.allocation.harness import Bench, NoServerError, images, load_settings, server_version
 from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.pace import Pace
 from ensemble_core.allocation.plan import Answering, Plan
 from ensemble_core.allocation.result import Subject, Throughput
 from ensemble_core.api.ensembledeployment import Serving
+from ensemble_core.commands.allocate import remarks
 from ensemble_core.library.records import Signature
 from ensemble_core.serving.errors import LoadError, ServingError
 from ensemble_core.serving.load import Measurement, Window
 
 SIGNATURE = Signature(input_type="uint8", input_shape=(4, 4, 1), classes=3)
-MATRIX = Matrix(((8, 8), (0, 32)))
+CANDIDATE = Candidate(Matrix(((8, 8), (0, 32))))
 PACE = Pace(("cpu-test-1c",) * 2, ({"cpu-test-1c": 0.01}, {"cpu-test-1c": 0.02}))
 WINDOW = Window(seconds=1, requests=10, throughput=640.0, foreign_cores=0.01, client_cores=0.1)
 MEASURED = Measurement(
@@ -33,7 +35,7 @@ class Server:
     def __init__(self, *failures: Exception | None) -> None:
         self.failures = list(failures)
         self.applied: list[Plan] = []
-        self.loads: list[tuple[Any, float, float]] = []
+        self.loads: list[tuple[Any, float, int, int, float]] = []
 
     def apply(self, plan: Plan) -> None:
         self.applied.append(plan)
@@ -41,22 +43,26 @@ class Server:
         if failure is not None:
             raise failure
 
-    def measure(self, plan: Plan, images: Any, seconds: float, deadline: float) -> Measurement:
-        self.loads.append((images.shape, seconds, deadline))
+    def measure(
+        self, plan: Plan, images: Any, seconds: float, in_flight: int, samples: int, deadline: float
+    ) -> Measurement:
+        self.loads.append((images.shape, seconds, in_flight, samples, deadline))
         return MEASURED
 
 
 def test_a_matrix_is_applied_and_measured_under_the_settings_of_the_spec(make_subject: Callable[..., Subject]) -> None:
     server = Server()
-    throughput = Bench(make_subject(secondsPerBenchmark=1.5), SIGNATURE, PACE, server)(MATRIX)
-    assert throughput == Throughput(samples_per_second=640.0, spread=0.02, foreign_cores=0.01)
+    throughput = Bench(make_subject(secondsPerBenchmark=1.5), SIGNATURE, PACE, server)(CANDIDATE)
+    assert throughput == Throughput(
+        samples_per_second=640.0, spread=0.02, foreign_cores=0.01, client_cores=0.1, latency_seconds=(0.1, 0.1, 0.1)
+    )
     (plan,) = server.applied
     assert [(worker.device, worker.member, worker.batch_size) for worker in plan.workers] == [
         ("cpu0", 0, 8),
         ("cpu0", 1, 8),
         ("cpu1", 1, 32),
     ]
-    assert server.loads == [((128, 4, 4, 1), 1.5, PACE.deadline(MATRIX, 3 * 128))]
+    assert server.loads == [((128, 4, 4, 1), 1.5, 3, 128, PACE.deadline(CANDIDATE.matrix, 3 * 128))]
 
 
 def test_every_member_answers_what_is_measured(make_subject: Callable[..., Subject]) -> None:
@@ -66,29 +72,56 @@ def test_every_member_answers_what_is_measured(make_subject: Callable[..., Subje
     spec = subject.deployment.spec.model_copy(update={"serving": serving})
     pace = replace(PACE, seconds=({"cpu-test-1c": 1.0}, {"cpu-test-1c": 2.0}))
     Bench(replace(subject, deployment=subject.deployment.model_copy(update={"spec": spec})), SIGNATURE, pace, server)(
-        MATRIX
+        CANDIDATE
     )
     (plan,) = server.applied
-    deadline = pace.deadline(MATRIX, 3 * 128)
+    deadline = pace.deadline(CANDIDATE.matrix, 3 * 128)
     assert plan.answering == Answering(rule="vote", scores="logits", routing="weights", deadline_seconds=deadline)
 
 
 def test_a_failure_that_does_not_come_again_is_chance(make_subject: Callable[..., Subject]) -> None:
     server = Server(ServingError("the server is gone"))
-    assert Bench(make_subject(), SIGNATURE, PACE, server)(MATRIX).samples_per_second == 640.0
+    assert Bench(make_subject(), SIGNATURE, PACE, server)(CANDIDATE).samples_per_second == 640.0
     assert len(server.applied) == 2
 
 
 def test_a_matrix_that_fails_twice_serves_nothing(make_subject: Callable[..., Subject]) -> None:
     server = Server(ServingError("the server is gone"), LoadError("m-0000--cpu0--b8: no memory\nlog"))
-    throughput = Bench(make_subject(), SIGNATURE, PACE, server)(MATRIX)
+    throughput = Bench(make_subject(), SIGNATURE, PACE, server)(CANDIDATE)
     assert throughput == Throughput(samples_per_second=0, reason="m-0000--cpu0--b8: no memory\nlog")
     assert (len(server.applied), server.loads) == (2, [])
 
 
+@pytest.mark.parametrize(
+    ("reason", "device"),
+    [
+        ("m-0001--cpu1--b32: load: Failed to allocate memory for requested buffer of size 75497472", 1),
+        ("m-0000--cpu0--b8: load: CUDA failure 2: out of memory ; GPU=0", 0),
+        ("m-0001--cpu1--b32: its process was killed by signal 9 before it could answer\nlog", 1),
+        ("one of m-0000--cpu0--b8, m-0001--cpu0--b8: its process was killed by signal 9", 0),
+        ("one of m-0000--cpu0--b8, m-0001--cpu1--b32: its process was killed by signal 9", None),
+        ("the server was killed by signal 9", None),
+        ("m-0001--cpu1--b32: load: no such operator", None),
+        ("m-0001--cpu1--b320: load: std::bad_alloc", None),
+    ],
+)
+def test_a_device_that_has_too_little_memory_is_told(
+    make_subject: Callable[..., Subject], reason: str, device: int | None
+) -> None:
+    throughput = Bench(make_subject(), SIGNATURE, PACE, Server(*[LoadError(reason)] * 2))(CANDIDATE)
+    assert throughput.measured() == Measured(0, reason=reason, device=device)
+
+
 def test_no_server_says_nothing_about_a_matrix(make_subject: Callable[..., Subject]) -> None:
     with pytest.raises(NoServerError):
-        Bench(make_subject(), SIGNATURE, PACE, Server(NoServerError("not installed")))(MATRIX)
+        Bench(make_subject(), SIGNATURE, PACE, Server(NoServerError("not installed")))(CANDIDATE)
+
+
+def test_what_one_should_know_of_a_measurement_is_told() -> None:
+    assert remarks(Throughput(samples_per_second=640.0, client_cores=0.5)) == []
+    assert remarks(Throughput(samples_per_second=0, reason="it died")) == ["could not be served: it died"]
+    (told,) = remarks(Throughput(samples_per_second=640.0, client_cores=0.97))
+    assert told.startswith("the load generator used 0.97 of the one core that it can use")
 
 
 def test_images_are_of_the_signature_and_always_the_same() -> None:
@@ -98,6 +131,35 @@ def test_images_are_of_the_signature_and_always_the_same() -> None:
     assert floats.dtype == np.float32
     assert 0 <= floats.min() <= floats.max() < 1
     assert np.array_equal(images(SIGNATURE, 5), images(SIGNATURE, 5))
+
+
+def test_latency_is_measured_under_the_load_that_the_spec_names(make_subject: Callable[..., Subject]) -> None:
+    latency = {"requestsInFlight": 2, "samplesPerRequest": 4}
+    server = Server()
+    throughput = Bench(make_subject(objective="latency", latency=latency), SIGNATURE, PACE, server)(CANDIDATE)
+    assert server.loads == [((128, 4, 4, 1), 2.0, 2, 4, PACE.deadline(CANDIDATE.matrix, 2 * 4))]
+    assert throughput.latency_seconds == (0.1, 0.1, 0.1)
+    assert throughput.measured().latency == (0.1, 0.1, 0.1)
+
+
+def test_of_growing_loads_the_fastest_within_the_latency_counts(make_subject: Callable[..., Subject]) -> None:
+    class Growing(Server):
+        """Ten more samples/s and 10 ms more with each request in flight."""
+
+        def measure(
+            self, plan: Plan, images: Any, seconds: float, in_flight: int, samples: int, deadline: float
+        ) -> Measurement:
+            found = super().measure(plan, images, seconds, in_flight, samples, deadline)
+            return found.model_copy(update={"throughput": 10.0 * in_flight, "p90": 0.01 * in_flight})
+
+    for limit, fastest, loads in ((25, 20.0, [1, 2, 3]), (5, 10.0, [1, 2]), (1000, 80.0, [1, 2, 3, 4, 6, 8])):
+        latency = {"percentile": "p90", "milliseconds": limit, "samplesPerRequest": 64}
+        subject = make_subject(objective="throughput-within-latency", latency=latency)
+        server = Growing()
+        throughput = Bench(subject, SIGNATURE, PACE, server)(CANDIDATE)
+        assert throughput.samples_per_second == fastest
+        assert [in_flight for _, _, in_flight, _, _ in server.loads] == loads
+        assert load_settings(subject.deployment)["latency"]["milliseconds"] == limit
 
 
 def test_the_load_is_one_segment_or_the_largest_request(make_subject: Callable[..., Subject]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from ensemble_core.allocation.candidate import Candidate
 from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.memory import Curve, Memory
 from ensemble_core.allocation.optimise import (
@@ -17,6 +18,7 @@ from ensemble_core.allocation.optimise import (
     stored_allocation,
 )
 from ensemble_core.allocation.result import AllocationResult, Benchmark, Subject, Throughput
+from ensemble_core.allocation.speeds import BatchTimes, Speeds
 from ensemble_core.errors import UserError
 
 WHERE = "digits.yaml: spec.devices"
@@ -33,11 +35,11 @@ class Machine:
         self.measured: list[Matrix] = []
         self.dies_after = dies_after
 
-    def __call__(self, matrix: Matrix) -> Throughput:
+    def __call__(self, candidate: Candidate) -> Throughput:
         if len(self.measured) == self.dies_after:
             raise KilledError
-        self.measured.append(matrix)
-        speed = sum((10 + d + 2 * m) * size for d, m, size in matrix.entries())
+        self.measured.append(candidate.matrix)
+        speed = sum((10 + d + 2 * m) * size for d, m, size in candidate.matrix.entries())
         return Throughput(samples_per_second=float(speed), spread=0.01)
 
 
@@ -48,12 +50,23 @@ def memory_of(subject: Subject, need: float = 100.0) -> Memory:
     )
 
 
+def speeds_of(subject: Subject) -> Speeds:
+    times = tuple(
+        {"cpu-test-1c": BatchTimes(((8, 0.1 * (1 + m)), (32, 0.3 * (1 + m))))} for m in range(len(subject.members))
+    )
+    return Speeds(tuple(row.device_type for row in subject.devices), times)
+
+
+def found_by(results: Any, subject: Subject, bench: Benchmarks) -> AllocationResult:
+    return find_allocation(WHERE, results, subject, memory_of(subject), speeds_of(subject), bench)
+
+
 def allocate(results: Any, subject: Subject, machine: Machine) -> AllocationResult:
     stored = stored_allocation(results, subject)
     if stored is not None:
         return stored
     bench = Benchmarks(results, subject, machine, lambda benchmark: None)
-    return find_allocation(WHERE, results, subject, memory_of(subject), bench)
+    return found_by(results, subject, bench)
 
 
 def test_the_result_tells_everything(results: Any, make_subject: Callable[..., Subject]) -> None:
@@ -61,7 +74,7 @@ def test_the_result_tells_everything(results: Any, make_subject: Callable[..., S
     machine = Machine()
     seen: list[Benchmark] = []
     bench = Benchmarks(results, subject, machine, seen.append)
-    found = find_allocation(WHERE, results, subject, memory_of(subject), bench)
+    found = found_by(results, subject, bench)
     assert found.start.matrix == ((8, 0), (0, 8))
     assert [b.order for b in found.benchmarks] == list(range(9))
     assert [b.matrix for b in found.benchmarks] == [matrix.batch_sizes for matrix in machine.measured]
@@ -126,13 +139,13 @@ def test_more_benchmarks_reuse_those_that_are_there(results: Any, make_subject: 
 
 
 def test_what_a_measurement_depends_on_changes_its_digest(make_subject: Callable[..., Subject]) -> None:
-    matrix = Matrix(((8, 0), (0, 8)))
+    candidate = Candidate(Matrix(((8, 0), (0, 8))))
     subject = make_subject()
     row = subject.devices[0]
     other_cores = (row.model_copy(update={"cores": (7,), "memory_mib": 5.0}), subject.devices[1])
     other_type = (row.model_copy(update={"device_type": "cpu-other-1c"}), subject.devices[1])
     model = (subject.members[0].model_copy(update={"sha256": "f" * 64}), subject.members[1])
-    assert replace(subject, devices=other_cores).benchmark_digest(matrix) == subject.benchmark_digest(matrix)
+    assert replace(subject, devices=other_cores).benchmark_digest(candidate) == subject.benchmark_digest(candidate)
     assert replace(subject, devices=other_cores).digest() == subject.digest()
     for changed in (
         replace(subject, devices=other_type),
@@ -140,10 +153,10 @@ def test_what_a_measurement_depends_on_changes_its_digest(make_subject: Callable
         replace(subject, load={"seconds": 2.0}),
         replace(subject, server=subject.server.model_copy(update={"version": "2.60.0"})),
     ):
-        assert changed.benchmark_digest(matrix) != subject.benchmark_digest(matrix)
+        assert changed.benchmark_digest(candidate) != subject.benchmark_digest(candidate)
         assert changed.digest() != subject.digest()
     assert make_subject(maxIter=3).digest() != subject.digest()
-    assert make_subject(maxIter=3).benchmark_digest(matrix) == subject.benchmark_digest(matrix)
+    assert make_subject(maxIter=3).benchmark_digest(candidate) == subject.benchmark_digest(candidate)
 
 
 def test_devices_that_cannot_hold_the_members(make_subject: Callable[..., Subject]) -> None:
@@ -161,14 +174,66 @@ def test_nothing_is_written_when_the_starting_matrix_cannot_be_served(
 ) -> None:
     subject = make_subject(members=1, devices=1, maxBenchmarks=3)
 
-    def refuse(matrix: Matrix) -> Throughput:
+    def refuse(candidate: Candidate) -> Throughput:
         return Throughput(samples_per_second=0, reason="the server died twice")
 
     bench = Benchmarks(results, subject, refuse, lambda benchmark: None)
     with pytest.raises(UserError, match="even at the smallest batch size: the server died twice"):
-        find_allocation(WHERE, results, subject, memory_of(subject), bench)
+        found_by(results, subject, bench)
     assert results.count("allocations") == 0
     assert len(bench.done) == 1  # no other matrix needs less
+
+
+class Cramped(Machine):
+    """No two members fit on a device, though profiles say so; the server tells which device is full."""
+
+    def __init__(self, tells: bool) -> None:
+        super().__init__()
+        self.tells = tells
+
+    def __call__(self, candidate: Candidate) -> Throughput:
+        found = super().__call__(candidate)
+        full = next((d for d, row in enumerate(candidate.matrix.batch_sizes) if sum(map(bool, row)) > 1), None)
+        if full is None:
+            return found
+        return Throughput(samples_per_second=0, reason="too much", device=full if self.tells else None)
+
+
+def test_guided_ends_at_once_when_its_start_fails_but_not_for_want_of_memory(
+    results: Any, make_subject: Callable[..., Subject]
+) -> None:
+    """Of three devices the first has the most memory, so both small members begin there; apart they are served."""
+    subject = make_subject(algorithm="guided", devices=3, maxBenchmarks=12)
+    devices = (subject.devices[0].model_copy(update={"memory_mib": 2000.0}), *subject.devices[1:])
+    subject = replace(subject, devices=devices)
+    unclear = Cramped(tells=False)
+    with pytest.raises(UserError, match="even at the smallest batch size: too much"):
+        allocate(results, subject, unclear)
+    assert len(unclear.measured) == 1
+    assert results.files == {}
+    lesson = Cramped(tells=True)
+    found = allocate(results, subject, lesson)
+    assert lesson.measured[0] == Matrix(found.start.matrix) == Matrix(((8, 8), (0, 0), (0, 0)))
+    assert found.start.throughput == Throughput(samples_per_second=0, reason="too much", device=0)
+    assert all(sum(map(bool, row)) <= 1 for row in found.matrix)
+    assert found.throughput.samples_per_second > 0
+
+
+def test_a_start_that_fails_beside_an_incumbent_that_is_served_ends_nothing(
+    results: Any, make_subject: Callable[..., Subject]
+) -> None:
+    rows = [{"device": "cpu0", "batchSizes": [32, 0]}, {"device": "cpu1", "batchSizes": [0, 32]}]
+    subject = make_subject(algorithm="guided", maxBenchmarks=4, matrix=rows)
+
+    class Odd(Machine):
+        def __call__(self, candidate: Candidate) -> Throughput:
+            found = super().__call__(candidate)
+            small = candidate.matrix.batch_sizes == ((8, 0), (0, 8))
+            return Throughput(samples_per_second=0, reason="an odd one") if small else found
+
+    found = allocate(results, subject, Odd())
+    assert found.start.throughput.reason == "an odd one"
+    assert found.throughput.samples_per_second > 0
 
 
 def test_a_matrix_that_could_not_be_served_is_measured_again_by_the_next_run(
@@ -176,12 +241,12 @@ def test_a_matrix_that_could_not_be_served_is_measured_again_by_the_next_run(
 ) -> None:
     subject = make_subject(algorithm="worst-fit")
 
-    def refuse(matrix: Matrix) -> Throughput:
+    def refuse(candidate: Candidate) -> Throughput:
         return Throughput(samples_per_second=0, reason="out of memory")
 
     bench = Benchmarks(results, subject, refuse, lambda benchmark: None)
     with pytest.raises(UserError, match="out of memory"):
-        find_allocation(WHERE, results, subject, memory_of(subject), bench)
+        found_by(results, subject, bench)
     assert allocate(results, subject, Machine()).throughput.samples_per_second > 0
 
 
@@ -191,14 +256,14 @@ def test_a_run_that_was_stopped_and_wakes_up_later_changes_nothing(
     subject = make_subject(maxBenchmarks=5)
     first: list[AllocationResult] = []
 
-    def measure_while_another_run_ends(matrix: Matrix) -> Throughput:
+    def measure_while_another_run_ends(candidate: Candidate) -> Throughput:
         if not first:
             first.append(allocate(results, subject, Machine()))
         return Throughput(samples_per_second=1.0)
 
     bench = Benchmarks(results, subject, measure_while_another_run_ends, lambda benchmark: None)
     before = dict(results.files)
-    assert find_allocation(WHERE, results, subject, memory_of(subject), bench) == first[0]
+    assert found_by(results, subject, bench) == first[0]
     assert before == {}
     assert bench.done[0].throughput == first[0].benchmarks[0].throughput
     assert stored_allocation(results, subject) == first[0]
@@ -213,3 +278,147 @@ def test_a_stored_result_that_was_tampered_with_is_refused(
     results.files = {key: "{}" for key in results.files if key[0] == kind}
     with pytest.raises(UserError, match=rf"{kind}/[0-9a-f]{{64}}\.json"):
         allocate(results, subject, Machine())
+
+
+# --- the default algorithm, and the others by name
+
+
+@pytest.mark.parametrize("killed_after", [0, 1, 2])
+def test_a_killed_guided_run_continues(results: Any, make_subject: Callable[..., Subject], killed_after: int) -> None:
+    subject = make_subject(algorithm="guided", maxBenchmarks=5)
+    whole = Machine()
+    undisturbed = allocate(type(results)(), subject, whole)
+    first, second = Machine(dies_after=killed_after), Machine()
+    with pytest.raises(KilledError):
+        allocate(results, subject, first)
+    assert allocate(results, subject, second) == undisturbed
+    assert first.measured + second.measured == whole.measured
+    assert len(whole.measured) <= 5
+
+
+def test_guided_tells_bound_and_expectation_and_beats_its_start(
+    results: Any, make_subject: Callable[..., Subject]
+) -> None:
+    subject = make_subject(algorithm="guided", maxBenchmarks=8)
+    found = allocate(results, subject, Machine())
+    assert found.algorithm == "guided"
+    assert found.start.matrix == ((8, 0), (0, 8))
+    assert found.throughput.samples_per_second > found.start.throughput.samples_per_second
+    # Two devices for two members that take 0.3 and 0.6 s for 32 samples.
+    assert found.bound == pytest.approx(2 * 32 / 0.9)
+    assert found.expected is not None
+    assert benchmarks_at_most(subject) == 8
+
+
+def test_the_fastest_allocation_of_the_library_is_the_incumbent(
+    results: Any, make_subject: Callable[..., Subject]
+) -> None:
+    """A machine on which nothing is as fast as what was found before."""
+    before = allocate(results, make_subject(maxBenchmarks=30, maxIter=9), Machine())
+
+    class Slow(Machine):
+        def __call__(self, candidate: Candidate) -> Throughput:
+            found = super().__call__(candidate)
+            known = candidate.matrix.batch_sizes == before.matrix
+            return found if known else found.model_copy(update={"samples_per_second": 1.0})
+
+    found = allocate(results, make_subject(algorithm="guided", maxBenchmarks=6, seed=5), Slow())
+    assert found.benchmarks[0].matrix == before.matrix
+    assert found.matrix == before.matrix
+    assert found.throughput.samples_per_second >= before.throughput.samples_per_second
+
+
+def test_a_matrix_of_the_spec_is_measured_first(results: Any, make_subject: Callable[..., Subject]) -> None:
+    rows = [{"device": "cpu1", "batchSizes": [32, 32]}]
+    subject = make_subject(algorithm="guided", maxBenchmarks=4, matrix=rows)
+    found = allocate(results, subject, Machine())
+    assert found.benchmarks[0].matrix == ((0, 0), (32, 32))
+    assert found.benchmarks[1].matrix == found.start.matrix == ((8, 0), (0, 8))
+
+
+@pytest.mark.parametrize(
+    ("rows", "where", "problem"),
+    [
+        ([{"device": "gpu0", "batchSizes": [8, 8]}], "matrix[0].device", "gpu0 is none of the devices cpu0, cpu1"),
+        (
+            [{"device": "cpu0", "batchSizes": [8, 8]}, {"device": "cpu0", "batchSizes": [8, 8]}],
+            "matrix[1].device",
+            "cpu0 has a row already",
+        ),
+        ([{"device": "cpu0", "batchSizes": [8]}], "matrix[0].batchSizes", "has 1 entries for 2 members"),
+        ([{"device": "cpu0", "batchSizes": [8, 9]}], "matrix[0].batchSizes", "9 is not among batchSizes: 0, 8, 32"),
+        ([{"device": "cpu0", "batchSizes": [8, 0]}], "matrix", "m-0001 would be on no device"),
+        ([{"device": "cpu0", "batchSizes": [8, 8]}], "matrix", "takes 50 MiB more than the 150 MiB of cpu0"),
+    ],
+)
+def test_a_matrix_that_is_none_for_the_devices(
+    results: Any, make_subject: Callable[..., Subject], rows: list[dict[str, Any]], where: str, problem: str
+) -> None:
+    subject = make_subject(algorithm="guided", matrix=rows, memory_mib=150.0)
+    with pytest.raises(UserError) as refused:
+        allocate(results, subject, Machine())
+    assert refused.value.where == f"digits.yaml: spec.optimization.{where}"
+    assert problem in refused.value.problem
+    assert results.files == {}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "matrix", "benchmarks"),
+    [("best-batch", ((32, 0), (0, 32)), 1), ("latency-greedy", ((0, 8), (8, 0)), 1), ("paper-greedy", None, 6)],
+)
+def test_reference_algorithms_by_name(
+    results: Any,
+    make_subject: Callable[..., Subject],
+    algorithm: str,
+    matrix: tuple[tuple[int, ...], ...] | None,
+    benchmarks: int,
+) -> None:
+    subject = make_subject(algorithm=algorithm, maxBenchmarks=6)
+    machine = Machine()
+    found = allocate(results, subject, machine)
+    assert found.algorithm == algorithm
+    assert len(machine.measured) == benchmarks == benchmarks_at_most(subject)
+    assert matrix is None or found.matrix == matrix
+    assert (found.shares, found.expected) == (None, None)
+
+
+def test_best_batch_without_enough_devices(results: Any, make_subject: Callable[..., Subject]) -> None:
+    with pytest.raises(
+        UserError, match=r"optimization.algorithm: best-batch: 3 members need as many devices; there are 2"
+    ):
+        allocate(results, make_subject(members=3, algorithm="best-batch"), Machine())
+
+
+def test_what_cannot_be_reached_is_told(results: Any, make_subject: Callable[..., Subject]) -> None:
+    subject = make_subject(
+        algorithm="guided", objective="fewest-devices", requiredSamplesPerSecond=1e6, maxBenchmarks=4
+    )
+    with pytest.raises(
+        UserError, match=r"requiredSamplesPerSecond: 1e\+06 cannot be reached: the fastest of \d matrices"
+    ):
+        allocate(results, subject, Machine())
+    assert results.count("allocations") == 0
+
+
+def test_shares_and_repeats_are_measurements_of_their_own(make_subject: Callable[..., Subject]) -> None:
+    subject, matrix = make_subject(), Matrix(((8, 8), (8, 0)))
+    pull, weighted = Candidate(matrix), Candidate(matrix, ((0.5, 1.0), (0.5, 0.0)))
+    keys = {subject.benchmark_digest(candidate, repeat) for candidate in (pull, weighted) for repeat in (0, 1)}
+    assert len(keys) == 4
+    assert subject.benchmark_digest(pull) == subject.benchmark_digest(pull, 0)
+
+
+def test_repeats_are_told_together(results: Any, make_subject: Callable[..., Subject]) -> None:
+    values = iter((100.0, 110.0))
+
+    def measure(candidate: Candidate) -> Throughput:
+        return Throughput(samples_per_second=next(values), spread=0.01)
+
+    bench = Benchmarks(results, make_subject(), measure, lambda benchmark: None)
+    candidate = Candidate(Matrix(((8, 8), (0, 0))))
+    assert [bench(candidate, repeat).samples_per_second for repeat in (0, 1)] == [100.0, 110.0]
+    together = bench.of(candidate)
+    assert together is not None
+    assert (together.samples_per_second, together.spread) == (105.0, pytest.approx(10 / 105))
+    assert [done.repeat for done in bench.done] == [0, 1]
+    assert bench.of(Candidate(Matrix(((8, 0), (0, 8))))) is None

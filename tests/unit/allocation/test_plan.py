@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from ensemble_core.allocation.candidate import Candidate
 from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.plan import Answering, Plan, Worker, pins, plan_of
 from ensemble_core.allocation.result import Subject
@@ -17,7 +18,9 @@ SIGNATURE = Signature(input_type="uint8", input_shape=(8, 8, 1), classes=10)
 
 
 def make_plan(subject: Subject) -> Plan:
-    return plan_of(Matrix(((8, 32), (8, 0))), subject.members, subject.devices, SIGNATURE, subject.deployment)
+    return plan_of(
+        Candidate(Matrix(((8, 32), (8, 0)))), subject.members, subject.devices, SIGNATURE, subject.deployment
+    )
 
 
 def test_a_worker_for_each_element_that_is_not_zero(make_subject: Callable[..., Subject]) -> None:
@@ -55,6 +58,14 @@ def test_a_quorum_of_more_than_all_members_is_refused(make_subject: Callable[...
     assert make_plan(serving(make_subject(), quorum=2)).answering.quorum == 2
     with pytest.raises(ValidationError, match="a quorum of 3 is more than all 2 members"):
         make_plan(serving(make_subject(), quorum=3))
+
+
+def test_workers_have_the_shares_of_the_candidate(make_subject: Callable[..., Subject]) -> None:
+    subject = make_subject()
+    candidate = Candidate(Matrix(((8, 32), (8, 0))), ((0.25, 1.0), (0.75, 0.0)))
+    plan = plan_of(candidate, subject.members, subject.devices, SIGNATURE, subject.deployment)
+    assert [worker.share for worker in plan.workers] == [0.25, 1.0, 0.75]
+    assert [worker.share for worker in make_plan(subject).workers] == [1.0, 1.0, 1.0]
 
 
 def test_a_plan_survives_json(make_subject: Callable[..., Subject]) -> None:

@@ -53,6 +53,7 @@ def test_from_a_document_to_answers(stage: Stage) -> None:
     assert [(row.device, row.batch_sizes) for row in status.matrix][2:] == [("gpu2", (32, 0)), ("gpu3", (0, 128))]
     assert status.performance is not None
     assert (status.performance.images_per_second, status.performance.obtained) == (305.4, "measured")
+    assert status.performance.bound_images_per_second == 326.0
     assert (status.throughput, status.endpoint) == ("305 img/s", "http://digits.lab.svc:8000")
     assert status.ready_replicas == 2
     assert status.selection_digest == DIGESTS[0]

@@ -1,0 +1,68 @@
+"""What a benchmark is asked, and what it answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ensemble_core.allocation.matrix import Matrix
+
+SHARE_DIGITS = 4  # of shares: finer ones would make new candidates of what is the same
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A matrix, and how its samples are handed out.
+
+    Args:
+        matrix: Workers and batch sizes.
+        shares: Of each member's samples, `[device][member]`, those of a member adding up to 1; none: free workers pull.
+    """
+
+    matrix: Matrix
+    shares: tuple[tuple[float, ...], ...] | None = None
+
+    @classmethod
+    def weighted(cls, matrix: Matrix, rates: npt.NDArray[np.float64]) -> Candidate:
+        """Routed in proportion to rates, shape (D, M), positive where the matrix has a worker."""
+        present = np.array(matrix.batch_sizes) > 0
+        shares = np.where(present, np.maximum(rates / rates.sum(axis=0), 10**-SHARE_DIGITS), 0.0)
+        rounded = np.round(shares / shares.sum(axis=0), SHARE_DIGITS)
+        return cls(matrix, tuple(tuple(row) for row in rounded.tolist()))
+
+    @cached_property
+    def key(self) -> tuple[float, ...]:
+        """Shares in one row; empty when workers pull."""
+        return tuple(share for row in self.shares or () for share in row)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a benchmark found.
+
+    Args:
+        samples_per_second: 0 if the candidate could not be served.
+        spread: Relative difference between the windows of the measurement.
+        reason: Of a 0.
+        device: That had too little memory, where the server tells.
+        busy: Share of the time that each device worked, where the server tells.
+        latency: Seconds of a request: median, 90th and 99th percentile, where they were measured.
+    """
+
+    samples_per_second: float
+    spread: float = 0.0
+    reason: str | None = None
+    device: int | None = None
+    busy: tuple[float, ...] | None = None
+    latency: tuple[float, ...] | None = None
+
+
+class Benchmark(Protocol):
+    """A server, real or simulated, under a load of its own."""
+
+    def __call__(self, candidate: Candidate, repeat: int = 0) -> Measured:
+        """Measure a candidate; another `repeat` measures it anew, the same one may be remembered."""

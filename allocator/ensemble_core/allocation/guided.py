@@ -1,0 +1,308 @@
+"""The default algorithm: a model proposes, a few benchmarks decide, and what they find corrects the model.
+
+1. Measure the incumbent, if there is one, and the start (worst-fit-decreasing).
+2. Propose: matrices constructed and annealed on the model, pulled or routed by weights. Measure the most promising one;
+   correct speeds, interference and memory by what was seen; propose again.
+3. Measure the best ones again, in turn. An incumbent stays unless it is beaten beyond the noise.
+
+The thesis's section 8.3 sets the problem; `benchmarks/allocation.py` compares with its algorithms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ensemble_core.allocation.anneal import Effort, anneal, prune
+from ensemble_core.allocation.candidate import Benchmark, Candidate, Measured
+from ensemble_core.allocation.construct import construct
+from ensemble_core.allocation.model import Indices, Problem, route, upper_bound
+from ensemble_core.allocation.objectives import Objective
+from ensemble_core.allocation.polish import polish
+from ensemble_core.allocation.refit import fitted
+
+MARGIN = 0.10  # of measured memory that stays free …
+RISK = 0.03  # … unless the throughput that it costs is more
+PROMISE = 0.95  # of the best score so far that a candidate must promise to be measured
+LOOKED_AT = 16  # annealed matrices of a view that are routed …
+PULLED, ROUTED, POLISHED = 4, 6, 2  # … and of these proposed: the best pulling, the best by shares, those made better
+POOL = 20  # proposals that are kept
+PROPOSE_EVERY = 4  # benchmarks
+CONFIRMATIONS = 4  # benchmarks kept for measuring the best again
+CLOSE = 0.93  # of the best score, from which a candidate is measured again
+REPEATS = 3  # measurements of a candidate at most
+NOISE = 0.01  # relative standard deviation of a benchmark, at least
+SURE = 2.0  # standard errors by which the incumbent must be beaten
+LEAST = 0.005  # share of a member that is worth a worker
+SAME_SHARES = 0.02  # largest difference of shares that makes no other candidate
+TRIED = 25  # moves of a chain for each batch size of each member on each device, if that is less than usual
+WORK = 1.5e9  # array elements that annealing touches at most
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search came to.
+
+    Args:
+        best: The candidate chosen.
+        score: Mean of its measurements, by the objective.
+        expected: The score that the corrected model gives it.
+    """
+
+    best: Candidate
+    score: float
+    expected: float
+
+
+@dataclass
+class Ledger:
+    """Benchmarks made, of as many as there may be."""
+
+    bench: Benchmark
+    objective: Objective
+    limit: int
+    weights: bool
+    made: int = 0
+    failed: bool = False  # the last one
+    seen: dict[Candidate, list[Measured]] = field(default_factory=dict)
+
+    @property
+    def left(self) -> int:
+        return self.limit - self.made
+
+    def ask(self, candidate: Candidate) -> None:
+        taken = self.seen.setdefault(candidate, [])
+        taken.append(self.bench(candidate, len(taken)))
+        self.made += 1
+        self.failed = taken[-1].samples_per_second <= 0
+
+    def score(self, candidate: Candidate) -> float:
+        """Mean of its measurements; 0 if one failed."""
+        scores = [self.objective.score(measured) for measured in self.seen[candidate]]
+        return float(np.mean(scores)) if min(scores) > 0 else 0.0
+
+    def routed(self, problem: Problem, indices: Indices) -> tuple[Candidate, ...]:
+        """A matrix in the ways that the server can route."""
+        return routed(problem, indices) if self.weights else (Candidate(problem.matrix(indices)),)
+
+    def ranked(self) -> list[Candidate]:
+        """What could be served, the best first; ties in the order measured."""
+        return sorted((c for c in self.seen if self.score(c) > 0), key=lambda c: -self.score(c))
+
+
+def guided(
+    problem: Problem,
+    start: Candidate | None,
+    incumbent: Candidate | None,
+    bench: Benchmark,
+    objective: Objective,
+    max_benchmarks: int,
+    seed: int,
+    weights: bool = True,
+    enough: float = float("inf"),
+) -> Found | None:
+    """Search as the module says; none if nothing that was measured could be served.
+
+    Args:
+        problem: What profiles tell.
+        start: A candidate that is measured in any case, if there is one.
+        incumbent: What serves now, or what a user gave: never replaced by what is not better.
+        bench: Called at most `max_benchmarks` times.
+        objective: What is wanted.
+        max_benchmarks: At least 1; 12 are enough as a rule.
+        seed: Equal inputs, measurements and seeds give equal benchmarks in equal order.
+        weights: Whether the server can route by shares.
+        enough: A score from which nothing better is looked for.
+    """
+    ledger = Ledger(bench, objective, max_benchmarks, weights)
+    for first in dict.fromkeys(each for each in (incumbent, start) if each is not None):
+        if ledger.left > 0:
+            ledger.ask(first)
+    _explore(problem, ledger, seed, enough)
+    _confirm(ledger, incumbent)
+    best = _chosen(ledger, incumbent)
+    if best is None:
+        return None
+    known = fitted(problem, ledger.seen)
+    scale = _calibration(known, ledger, best.shares is None)
+    return Found(best, ledger.score(best), objective.expected(known, best) * scale)
+
+
+def promised(problem: Problem, objective: Objective, weights: bool, seed: int) -> float:
+    """The best score that the model promises before anything is measured; 0 if nothing fits."""
+    nothing = Ledger(_refuse, objective, 0, weights)
+    pool = proposals(problem, nothing, seed)
+    routings = [
+        candidate for indices in pool if problem.fits(indices) for candidate in nothing.routed(problem, indices)
+    ]
+    return max((objective.expected(problem, candidate) for candidate in routings), default=0.0)
+
+
+def _refuse(candidate: Candidate, repeat: int = 0) -> Measured:
+    raise AssertionError("nothing is measured here")
+
+
+def _explore(problem: Problem, ledger: Ledger, seed: int, enough: float) -> None:
+    """Measure what promises most, until that is not worth it, or what is left is kept for confirmation."""
+    kept = min(CONFIRMATIONS, ledger.left // 2)
+    pool: list[Indices] = []
+    for turn in range(max(0, ledger.left - kept)):
+        if any(ledger.score(candidate) >= enough for candidate in ledger.seen):
+            return
+        known = fitted(problem, ledger.seen)
+        due = turn % PROPOSE_EVERY == 0 or ledger.failed
+        promising = None if due else _most_promising(known, pool, ledger)
+        if promising is None:  # what was proposed is measured, or does not fit by what has been learnt
+            pool = _unique(known, filter(known.fits, [*pool, *proposals(known, ledger, seed + turn)]))
+            pool = sorted(pool, key=lambda indices: -_promise(known, indices, ledger))[:POOL]
+            promising = _most_promising(known, pool, ledger)
+        if promising is None:
+            return
+        ledger.ask(promising)
+
+
+def proposals(problem: Problem, ledger: Ledger, seed: int) -> list[Indices]:
+    """Matrices that the model likes: with the margin of memory, and without where that can be worth it."""
+    measured = [problem.indices(candidate.matrix) for candidate in ledger.ranked()[:2]]
+    found: list[Indices] = []
+    for view in ledger.objective.views(problem):
+        careful = _proposed(replace(view, needs=view.needs * (1 + MARGIN)), measured, seed)
+        found += careful
+        reached = max((route(view, indices).throughput for indices in careful), default=0.0)
+        if reached < (1 - RISK) * upper_bound(view):
+            found += _proposed(view, measured, seed)
+    return found
+
+
+def _proposed(problem: Problem, measured: Sequence[Indices], seed: int) -> list[Indices]:
+    built = construct(problem)
+    starts = [*([] if built is None else [built[0]]), *(each for each in measured if problem.fits(each))]
+    if not starts:
+        return []
+    chains = anneal(problem, starts, effort_for(problem), seed)[:LOOKED_AT]
+    routing = sorted([starts[0], *chains], key=lambda each: -route(problem, each).throughput)[:ROUTED]
+    better = [polish(problem, indices) for indices in routing[:POLISHED]]
+    return [*(prune(problem, indices) for indices in chains[:PULLED]), *routing, *better]
+
+
+def effort_for(problem: Problem) -> Effort:
+    """Little annealing of a small problem, of a large one what time it leaves; none where that is too little."""
+    usual = Effort()
+    if (enough := TRIED * problem.speeds.size) < usual.moves:
+        return Effort(usual.chains, enough)
+    step = usual.chains * problem.devices * problem.members**2
+    moves = min(usual.moves, int(WORK / step))
+    return Effort(usual.chains, moves) if moves >= 50 else Effort(1, 0)
+
+
+def _unique(problem: Problem, pool: Iterable[Indices]) -> list[Indices]:
+    """Each matrix once; of those that differ in the order of like devices alone, one."""
+    return list({canonical(problem, indices).tobytes(): canonical(problem, indices) for indices in pool}.values())
+
+
+def canonical(problem: Problem, indices: Indices) -> Indices:
+    """The matrix with the rows of like devices in descending order."""
+    ordered = indices.copy()
+    keys = list(zip(problem.kinds, problem.pace.tolist(), problem.capacity.tolist(), strict=True))
+    for key in dict.fromkeys(keys):
+        rows = [row for row, own in enumerate(keys) if own == key]
+        ordered[rows] = sorted(indices[rows].tolist(), reverse=True)
+    return ordered
+
+
+def _most_promising(problem: Problem, pool: Sequence[Indices], ledger: Ledger) -> Candidate | None:
+    """The candidate not yet measured with the best expected score, if that is worth a benchmark."""
+    careful = replace(problem, needs=problem.needs * (1 + MARGIN))
+    scales = {pull: _calibration(problem, ledger, pull) for pull in (False, True)}
+    best, most = None, 0.0
+    for indices in filter(problem.fits, pool):
+        safe = 1.0 if careful.fits(indices) else 1 - RISK
+        for candidate in ledger.routed(problem, indices):
+            promise = safe * scales[candidate.shares is None] * ledger.objective.expected(problem, candidate)
+            if promise > most and not _known(candidate, ledger):
+                best, most = candidate, promise
+    ranked = ledger.ranked()
+    if not ranked:
+        return best
+    # What was measured may be above the model by as much as the luckiest so far.
+    surprises = [ledger.score(c) / (scales[c.shares is None] * ledger.objective.expected(problem, c)) for c in ranked]
+    return best if most * max(1.0, *surprises) >= PROMISE * ledger.score(ranked[0]) else None
+
+
+def _promise(problem: Problem, indices: Indices, ledger: Ledger) -> float:
+    """The best expected score of a matrix however it is routed."""
+    return max(ledger.objective.expected(problem, candidate) for candidate in ledger.routed(problem, indices))
+
+
+def routed(problem: Problem, indices: Indices) -> tuple[Candidate, ...]:
+    """A matrix by weights, without workers that get nothing, and pulled; the same where no member has two workers."""
+    pull = Candidate(problem.matrix(indices))
+    if ((indices > 0).sum(axis=0) == 1).all():
+        return (pull,)
+    rates = route(problem, indices).rates
+    lean = np.where(rates > LEAST * rates.sum(axis=0), indices, 0)
+    if (lean != indices).any():
+        rates = route(problem, lean).rates
+    return Candidate.weighted(problem.matrix(lean), rates), pull
+
+
+def _known(candidate: Candidate, ledger: Ledger) -> bool:
+    """Whether the candidate, or one with almost its shares, was measured."""
+    return any(
+        other.matrix == candidate.matrix
+        and (other.shares is None) == (candidate.shares is None)
+        and all(abs(a - b) <= SAME_SHARES for a, b in zip(other.key, candidate.key, strict=True))
+        for other in ledger.seen
+    )
+
+
+def _calibration(problem: Problem, ledger: Ledger, pull: bool) -> float:
+    """How much more was measured than expected of candidates routed alike, drawn towards the same of all."""
+    logs = [
+        (candidate.shares is None, np.log(ledger.score(candidate) / ledger.objective.expected(problem, candidate)))
+        for candidate in ledger.ranked()
+    ]
+    if not logs:
+        return 1.0
+    everywhere = float(np.mean([log for _, log in logs]))
+    own = [log for kind, log in logs if kind == pull]
+    return float(np.exp((sum(own) + everywhere) / (len(own) + 1)))
+
+
+def _confirm(ledger: Ledger, incumbent: Candidate | None) -> None:
+    """Measure the two best and the incumbent again, in turn, while that can change the choice."""
+    while ledger.left > 0:
+        ranked = ledger.ranked()
+        finalists = ranked[:2]
+        if incumbent in ranked[2:]:
+            finalists.append(incumbent)
+        close = [each for each in finalists if ledger.score(each) >= CLOSE * ledger.score(ranked[0])]
+        rarest = min(close, key=lambda each: len(ledger.seen[each]), default=None)
+        if len(close) < 2 or rarest is None or len(ledger.seen[rarest]) >= REPEATS:
+            return
+        ledger.ask(rarest)
+
+
+def _chosen(ledger: Ledger, incumbent: Candidate | None) -> Candidate | None:
+    """The best measured, or the incumbent if that is not better beyond the noise; none if nothing could be served."""
+    ranked = ledger.ranked()
+    if not ranked:
+        return None
+    best = ranked[0]
+    if incumbent is None or best == incumbent or ledger.score(incumbent) == 0:
+        return best
+    counts = [len(ledger.seen[candidate]) for candidate in (best, incumbent)]
+    error = _noise(ledger) * ledger.score(incumbent) * float(np.sqrt(sum(1 / count for count in counts)))
+    return best if ledger.score(best) - ledger.score(incumbent) > SURE * error else incumbent
+
+
+def _noise(ledger: Ledger) -> float:
+    """Relative standard deviation of a benchmark, by what was measured more than once."""
+    squares, free = 0.0, 0
+    for candidate in ledger.ranked():
+        scores = np.array([ledger.objective.score(measured) for measured in ledger.seen[candidate]])
+        squares += float((((scores - scores.mean()) / scores.mean()) ** 2).sum())
+        free += len(scores) - 1
+    return max(NOISE, float(np.sqrt(squares / free)) if free else NOISE)

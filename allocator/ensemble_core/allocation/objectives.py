@@ -1,0 +1,119 @@
+"""What is wanted of a server, and what the model promises of a candidate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from ensemble_core.allocation.candidate import Candidate, Measured
+from ensemble_core.allocation.model import Problem, pulled, shared
+from ensemble_core.allocation.simulator import Load, Truth, simulate
+from ensemble_core.allocation.speeds import stretched
+
+PERCENTILES = (50, 90, 99)  # of latency, as benchmarks tell them
+
+
+class Objective(Protocol):
+    """What is wanted."""
+
+    def score(self, measured: Measured) -> float:
+        """Larger is better and 0 is worst: it could not be served, or breaks a limit."""
+
+    def expected(self, problem: Problem, candidate: Candidate) -> float:
+        """The score that the model promises."""
+
+    def views(self, problem: Problem) -> Sequence[Problem]:
+        """The problem as candidates are looked for: one after the other, each for high throughput."""
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Most samples/s."""
+
+    def score(self, measured: Measured) -> float:
+        return measured.samples_per_second
+
+    def expected(self, problem: Problem, candidate: Candidate) -> float:
+        indices = problem.indices(candidate.matrix)
+        if candidate.shares is None:
+            return pulled(problem, indices)
+        return shared(problem, indices, np.array(candidate.shares))
+
+    def views(self, problem: Problem) -> Sequence[Problem]:
+        return (problem,)
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Shortest requests under a load.
+
+    Args:
+        percentile: One of 50, 90, 99.
+        load: Of the clients.
+    """
+
+    percentile: int
+    load: Load
+
+    def score(self, measured: Measured) -> float:
+        if measured.samples_per_second <= 0 or measured.latency is None:
+            return 0.0
+        return 1 / measured.latency[PERCENTILES.index(self.percentile)]
+
+    def expected(self, problem: Problem, candidate: Candidate) -> float:
+        latencies = simulate(truth_of(problem), candidate, self.load).latencies
+        return float(1 / np.percentile(latencies, self.percentile))
+
+    def views(self, problem: Problem) -> Sequence[Problem]:
+        """Small batches are early back, large ones keep up with load: so the problem is seen with each largest size."""
+        return tuple(up_to(problem, size) for size in problem.batch_sizes)
+
+
+@dataclass(frozen=True)
+class ThroughputWithin:
+    """Most samples/s while requests stay within a latency.
+
+    Args:
+        percentile: One of 50, 90, 99.
+        seconds: Of that percentile at most.
+        loads: Closed loops, of growing concurrency; the fastest within the limit counts.
+    """
+
+    percentile: int
+    seconds: float
+    loads: tuple[Load, ...]
+
+    def score(self, measured: Measured) -> float:
+        if measured.latency is None or measured.latency[PERCENTILES.index(self.percentile)] > self.seconds:
+            return 0.0
+        return measured.samples_per_second
+
+    def expected(self, problem: Problem, candidate: Candidate) -> float:
+        truth = truth_of(problem)
+        runs = [simulate(truth, candidate, load) for load in self.loads]
+        return max(
+            (r.throughput for r in runs if np.percentile(r.latencies, self.percentile) <= self.seconds), default=0.0
+        )
+
+    def views(self, problem: Problem) -> Sequence[Problem]:
+        return tuple(up_to(problem, size) for size in problem.batch_sizes)
+
+
+def up_to(problem: Problem, size: int) -> Problem:
+    """The problem without larger batch sizes."""
+    needs = np.where(np.array(problem.batch_sizes) <= size, problem.needs, np.inf)
+    return replace(problem, needs=needs)
+
+
+def truth_of(problem: Problem) -> Truth:
+    """Devices that are as the model believes."""
+    sizes = np.array(problem.batch_sizes)
+    counts = np.arange(sizes[-1] + 1)
+    seconds = np.empty((problem.devices, problem.members, len(counts)))
+    for device, member in np.ndindex(seconds.shape[:2]):
+        seconds[device, member] = stretched(sizes, sizes / problem.paced[device, member], counts)
+    pairs = np.full((problem.members, problem.members), problem.interference)
+    return Truth(seconds, np.zeros_like(seconds), problem.capacity, pairs)

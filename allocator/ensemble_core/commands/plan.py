@@ -1,0 +1,52 @@
+"""Plan an allocation on paper: expected throughput, matrix and bound on devices that need not be here."""
+
+from __future__ import annotations
+
+import argparse
+
+from ensemble_core.allocation.paper import Case, calibrated_case, lines, parse_devices, plan, traced_case
+from ensemble_core.allocation.prepare import ENGINE, find_ensemble, overridden
+from ensemble_core.api.documents import load_documents
+from ensemble_core.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    devices = "devices as NUMBERxTYPE[:MIB], separated by commas, such as 16xV100-16GB,1xCPU"
+    parser.add_argument("--devices", required=True, metavar="DEVICES", help=devices)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--ensemble", default="IMN12", metavar="NAME", help="of the thesis: IMN1, IMN4 or IMN12 (default)"
+    )
+    what.add_argument("--spec", metavar="FILE", help="documents: the selected members by their stored profiles")
+    parser.add_argument("--name", metavar="NAME", help="the EnsembleDeployment in FILE, if there are several")
+    parser.add_argument("--budget", metavar="NAME", help="the ensemble of another budget than the document's")
+    required = "plan the fewest of the devices that give so many"
+    parser.add_argument("--required", type=float, metavar="SAMPLES/S", help=required)
+    parser.add_argument("--max-benchmarks", type=int, default=12, metavar="N", help="simulated in all (default 12)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default 0)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.max_benchmarks < 1:
+        raise UserError("--max-benchmarks", f"{arguments.max_benchmarks} must be at least 1")
+    if arguments.required is not None and not arguments.required > 0:
+        raise UserError("--required", f"{arguments.required:g} must be more than 0")
+    case = _case(arguments)
+    found = plan(case, arguments.max_benchmarks, arguments.seed, arguments.required)
+    print("\n".join(lines(case, found)))
+    return 0
+
+
+def _case(arguments: argparse.Namespace) -> Case:
+    groups = parse_devices(arguments.devices)
+    if arguments.spec is None:
+        return calibrated_case(arguments.ensemble, groups)
+    documents = load_documents(arguments.spec)
+    ensemble = find_ensemble(documents, overridden(documents.deployment(arguments.name), arguments.budget, None))
+    profiles = []
+    for library, record, member in zip(ensemble.libraries, ensemble.records, ensemble.members, strict=True):
+        kinds = dict.fromkeys(group.kind for group in groups)
+        stored = {kind: library.profile(kind, ENGINE, record.id) for kind in kinds}
+        profiles.append({kind: own for kind, own in stored.items() if own and own.model_sha256 == member.sha256})
+    names = [member.model_id for member in ensemble.members]
+    return traced_case(names, profiles, groups, ensemble.deployment.spec.optimization.batch_sizes)

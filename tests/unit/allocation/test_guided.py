@@ -1,0 +1,251 @@
+"""The default algorithm against brute force, against an incumbent, and in what it may ask."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.support.problems import problem, problems, random_matrix, with_needs
+
+from ensemble_core.allocation.anneal import Effort, anneal, prune
+from ensemble_core.allocation.calibrated import ENSEMBLES
+from ensemble_core.allocation.candidate import Candidate, Measured
+from ensemble_core.allocation.construct import construct
+from ensemble_core.allocation.fewest import fewest_devices
+from ensemble_core.allocation.guided import guided
+from ensemble_core.allocation.matrix import Matrix
+from ensemble_core.allocation.model import Problem, pulled, route, upper_bound
+from ensemble_core.allocation.objectives import Latency, Throughput, ThroughputWithin, truth_of
+from ensemble_core.allocation.paper import calibrated_case, parse_devices
+from ensemble_core.allocation.polish import polish
+from ensemble_core.allocation.refit import fitted
+from ensemble_core.allocation.simulator import Load, Simulator
+
+LOAD = Load(in_flight=3, samples=256, requests=12)
+SHORT = Effort(chains=8, moves=60)
+BUSY = [HealthCheck.too_slow]  # on a machine with other work
+
+
+def every_matrix(case: Problem) -> list[Matrix]:
+    values = (0, *case.batch_sizes)
+    rows = product(product(values, repeat=case.members), repeat=case.devices)
+    return [Matrix(r) for r in rows if all(map(any, zip(*r, strict=True)))]
+
+
+# --- construction, annealing, polishing
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=BUSY)
+@given(problems(devices=4), st.sampled_from([40.0, 70.0, 1000.0]))
+def test_what_is_constructed_fits_and_gives_what_it_says(case: Problem, memory: float) -> None:
+    tight = Problem(**{**vars(case), "capacity": np.full(case.devices, memory)})
+    found = construct(tight)
+    places = case.devices * int(memory // 30)
+    if found is None:
+        assert places < case.members
+        return
+    indices, throughput = found
+    assert tight.fits(indices)
+    assert (indices > 0).any(axis=0).all()
+    assert throughput <= upper_bound(tight)
+    assert route(tight, indices).throughput >= 0.95 * throughput
+
+
+@settings(deadline=None, max_examples=10, suppress_health_check=BUSY)
+@given(problems(), st.integers(0, 1000))
+def test_annealing_and_polishing_keep_to_memory_and_never_lose(case: Problem, seed: int) -> None:
+    start = case.indices(random_matrix(case, seed))
+    capacity = case.used(start).max() + 10
+    tight = Problem(**{**vars(case), "capacity": np.full(case.devices, capacity)})
+    found = anneal(tight, [start], SHORT, seed)
+    assert [each.tobytes() for each in found] == [each.tobytes() for each in anneal(tight, [start], SHORT, seed)]
+    for each in found:
+        assert tight.fits(each)
+        assert (each > 0).any(axis=0).all()
+        assert pulled(tight, prune(tight, each)) >= pulled(tight, each) * 0.999
+    better = polish(tight, start)
+    assert tight.fits(better)
+    assert route(tight, better).throughput >= route(tight, start).throughput * (1 - 1e-9)
+
+
+# --- the whole search
+
+
+@pytest.mark.parametrize("times", [[2.0, 7.0], [1.0, 1.0, 6.0], [3.0]])
+def test_as_good_as_the_best_of_all_on_small_cases(times: list[float]) -> None:
+    case = problem(times, devices=2, memory=70.0)
+    bench = Simulator(with_needs(case), LOAD)
+    start = Candidate(case.matrix(np.array([[1] * len(times), [0] * len(times)]))) if len(times) < 3 else None
+    found = guided(case, start, None, bench, Throughput(), 12, seed=0)
+    assert found is not None
+    assert len(bench.asked) <= 12
+    fitting = [Candidate(matrix) for matrix in every_matrix(case) if case.fits(case.indices(matrix))]
+    best = max(bench.exact(candidate).throughput for candidate in fitting)
+    assert bench.exact(found.best).throughput >= 0.97 * best
+
+
+@settings(deadline=None, max_examples=8, suppress_health_check=BUSY)
+@given(problems(devices=2, members=2), st.integers(0, 1000), st.integers(1, 7))
+def test_never_more_benchmarks_never_below_the_incumbent_and_always_the_same(
+    case: Problem, seed: int, budget: int
+) -> None:
+    incumbent, start = Candidate(random_matrix(case, seed)), Candidate(random_matrix(case, seed + 1))
+    runs = []
+    for _ in range(2):
+        bench = Simulator(truth_of(case), LOAD)
+        found = guided(case, start, incumbent, bench, Throughput(), budget, seed)
+        assert found is not None
+        assert len(bench.asked) <= budget
+        assert bench.asked[0] == (incumbent, 0)
+        measured = [bench.exact(candidate).throughput for candidate, _ in bench.asked]
+        chosen = bench.exact(found.best).throughput
+        assert chosen >= measured[0]
+        # Noise is taken to be 1 % at least: what is better by less does not replace the incumbent.
+        assert chosen >= max(measured) * 0.95
+        runs.append((found.best, bench.asked))
+    assert runs[0] == runs[1]
+
+
+def test_what_is_hardly_better_does_not_replace_the_incumbent() -> None:
+    case = problem([2.0], devices=1)
+    incumbent = Candidate(Matrix(((8,),)))
+
+    def bench(candidate: Candidate, repeat: int = 0) -> Measured:
+        return Measured(100.0 if candidate == incumbent else 100.9)
+
+    found = guided(case, None, incumbent, bench, Throughput(), 12, seed=0)
+    assert found is not None
+    assert found.best == incumbent
+
+
+def test_too_little_memory_is_a_lesson() -> None:
+    """Workers need 15 % more than was measured: three do not fit on a device, and that is tried but once."""
+    case = problem([4.0, 4.0, 4.0, 4.0], devices=2, memory=100.0, need=31.0)
+    bench = Simulator(with_needs(case, 1.15), LOAD)
+    start = Candidate(case.matrix(np.array([[1, 1, 0, 0], [0, 0, 1, 1]])))
+    found = guided(case, start, None, bench, Throughput(), 12, seed=0)
+    assert found is not None
+    failures = [candidate for candidate, _ in bench.asked if bench.truth.full(candidate) is not None]
+    assert len(failures) <= 1
+    assert found.score > 0
+    crowded = Candidate(case.matrix(np.array([[1, 1, 1, 0], [0, 0, 0, 1]])))
+    learnt = fitted(case, {crowded: [Measured(0.0, reason="out of memory", device=0)]})
+    assert not learnt.fits(learnt.indices(crowded.matrix))
+    assert learnt.fits(learnt.indices(start.matrix))
+
+
+def test_after_a_lesson_other_matrices_are_proposed() -> None:
+    """Batches of 32 take more than there is: all that was proposed has them, and the search goes on without."""
+    case = problem([2.0, 2.0], devices=4)
+    case = Problem(**{**vars(case), "needs": case.needs * np.array([1.0, 3.0])})  # 30 and 90 of 100 MiB
+    bench = Simulator(with_needs(case, 1.15), LOAD)
+    start = Candidate(Matrix(((8, 0), (0, 8), (0, 0), (0, 0))))
+    found = guided(case, start, None, bench, Throughput(), 12, seed=0)
+    assert found is not None
+    failures = [candidate for candidate, _ in bench.asked if bench.truth.full(candidate) is not None]
+    assert len(failures) == 1
+    assert bench.exact(found.best).throughput > 1.9 * bench.exact(start).throughput
+
+
+def test_a_device_is_blamed_if_the_server_names_it_or_if_it_is_rather_full() -> None:
+    case = problem([4.0, 4.0], devices=2, memory=100.0, need=40.0)
+    light, heavy = (Candidate(Matrix(rows)) for rows in (((8, 0), (0, 8)), ((8, 8), (0, 8))))
+    unclear, told = Measured(0.0, reason="it died"), Measured(0.0, reason="out of memory", device=0)
+    assert (fitted(case, {light: [unclear]}).needs == case.needs).all()
+    assert fitted(case, {light: [told]}).needs[0, 0, 0] == pytest.approx(40 * 1.5)
+    for lesson in (unclear, told):
+        assert fitted(case, {heavy: [lesson]}).needs[1, 0, 0] == pytest.approx(50.05)
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_incumbent_that_cannot_be_served_any_more_is_replaced(failing: int) -> None:
+    """With the device that lacks memory told or not."""
+    case = problem([2.0, 3.0], devices=2)
+    incumbent = Candidate(Matrix(((32, 32), (0, 32))))
+
+    def bench(candidate: Candidate, repeat: int = 0) -> Measured:
+        if candidate == incumbent:
+            return Measured(0.0, reason="out of memory", device=0 if failing else None)
+        return Measured(100.0)
+
+    found = guided(case, Candidate(Matrix(((8, 0), (0, 8)))), incumbent, bench, Throughput(), 6, seed=0)
+    assert found is not None
+    assert found.best != incumbent
+    assert found.score == 100.0
+
+
+def test_a_server_that_serves_nothing() -> None:
+    case = problem([2.0, 3.0], devices=2)
+
+    def bench(candidate: Candidate, repeat: int = 0) -> Measured:
+        return Measured(0.0, reason="it died")
+
+    assert guided(case, None, None, bench, Throughput(), 4, seed=0) is None
+
+
+def test_slow_devices_and_neighbours_that_disturb_are_learnt() -> None:
+    case = problem([2.0, 2.0], devices=2)
+    slow = Problem(**{**vars(case), "pace": np.array([1.0, 0.7]), "interference": 0.2})
+    bench = Simulator(truth_of(slow), LOAD)
+    candidates = [
+        Candidate(Matrix(((32, 32), (0, 32))), ((1.0, 0.3), (0.0, 0.7))),
+        Candidate(Matrix(((32, 0), (32, 32))), ((0.6, 0.0), (0.4, 1.0))),
+        Candidate(Matrix(((32, 32), (32, 32))), ((0.5, 0.5), (0.5, 0.5))),
+    ]
+    learnt = fitted(case, {candidate: [bench(candidate)] * 3 for candidate in candidates})
+    assert learnt.interference > 0.08
+    assert learnt.pace[1] < 0.85 < learnt.pace[0]
+
+
+def test_an_instance_of_the_study_comes_within_a_tenth_of_the_bound() -> None:
+    case = calibrated_case("IMN4", parse_devices("4xV100-16GB,1xCPU"))
+    assert case.members == ENSEMBLES["IMN4"]
+    bench = Simulator(with_needs(case.problem), Load(in_flight=3, samples=1024, requests=16), noise=0.02, seed=3)
+    found = guided(case.problem, None, None, bench, Throughput(), 12, seed=3)
+    assert found is not None
+    assert len(bench.asked) <= 12
+    assert bench.exact(found.best).throughput >= 0.9 * upper_bound(case.problem)
+
+
+# --- other objectives
+
+
+def test_latency_prefers_small_batches_and_devices_apart() -> None:
+    case = problem([2.0, 2.0], devices=2, sizes=(1, 8, 32))
+    load = Load(in_flight=1, samples=1, requests=8)
+    objective = Latency(99, load)
+    bench = Simulator(truth_of(case), load)
+    found = guided(case, None, None, bench, objective, 6, seed=0)
+    assert found is not None
+    rows = found.best.matrix.batch_sizes
+    assert all(sum(size > 0 for size in row) == 1 for row in rows)
+    assert 1 / found.score == pytest.approx(0.010)
+
+
+def test_throughput_within_a_latency_keeps_the_limit() -> None:
+    case = problem([2.0], devices=1, sizes=(8, 32))
+    loads = tuple(Load(in_flight, 32, 12) for in_flight in (1, 2, 4))
+    objective = ThroughputWithin(90, 0.2, loads)
+    fast = Candidate(Matrix(((32,),)))
+    assert objective.expected(case, fast) == pytest.approx(1000 / 2.25, rel=0.01)
+    assert ThroughputWithin(90, 0.05, loads).expected(case, fast) == 0.0
+    assert objective.score(Measured(400.0, latency=(0.1, 0.15, 0.3))) == 400.0
+    assert objective.score(Measured(400.0, latency=(0.1, 0.21, 0.3))) == 0.0
+
+
+def test_no_more_devices_than_a_rate_needs() -> None:
+    case = problem([2.0], devices=4)
+    alone = upper_bound(problem([2.0], devices=1))
+    for required, devices in ((0.9 * alone, 1), (1.1 * alone, 2), (2.9 * alone, 3)):
+        bench = Simulator(truth_of(case), LOAD)
+        found = fewest_devices(case, required, bench, 12, seed=0, weights=True)
+        assert found is not None
+        assert found.score >= required
+        assert sum(any(row) for row in found.best.matrix.batch_sizes) == devices
+        assert len(bench.asked) <= 12
+    unreachable = fewest_devices(case, 9 * alone, Simulator(truth_of(case), LOAD), 6, seed=0, weights=True)
+    assert unreachable is not None
+    assert unreachable.score < 9 * alone
