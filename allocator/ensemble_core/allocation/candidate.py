@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ensemble_core.allocation.matrix import Matrix
 
+ROUTING = {"weights": "each worker gets its share of the samples", "pull": "free workers pull the next batch"}
 SHARE_DIGITS = 4  # of shares: finer ones would make new candidates of what is the same
 
 
@@ -33,6 +34,17 @@ class Candidate:
         shares = np.where(present, np.maximum(rates / rates.sum(axis=0), 10**-SHARE_DIGITS), 0.0)
         rounded = np.round(shares / shares.sum(axis=0), SHARE_DIGITS)
         return cls(matrix, tuple(tuple(row) for row in rounded.tolist()))
+
+    @property
+    def routing(self) -> Literal["pull", "weights"]:
+        """How the server hands its samples out."""
+        return "pull" if self.shares is None else "weights"
+
+    def share(self, device: int, member: int) -> str:
+        """Of a worker, in words: ` (46%)` of its member's samples, nothing where it takes what comes or is alone."""
+        if self.shares is None or self.matrix.workers_of(member) == 1:
+            return ""
+        return f" ({self.shares[device][member]:.0%})"
 
     @cached_property
     def key(self) -> tuple[float, ...]:

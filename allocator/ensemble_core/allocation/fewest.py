@@ -13,6 +13,7 @@ from ensemble_core.allocation.guided import Found, guided, promised
 from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.model import Indices, Problem, upper_bound
 from ensemble_core.allocation.objectives import Throughput
+from ensemble_core.api.ensembledeployment import Routing
 
 PROMISE = 0.95  # of what is required that the model must promise of a number of devices
 
@@ -42,7 +43,7 @@ class _Lifted:
 
 
 def fewest_devices(
-    problem: Problem, required: float, bench: Benchmark, max_benchmarks: int, seed: int, weights: bool
+    problem: Problem, required: float, bench: Benchmark, max_benchmarks: int, seed: int, routing: Routing = "auto"
 ) -> Found | None:
     """The candidate on the fewest devices that was measured to give what is required, or else the fastest measured.
 
@@ -52,7 +53,7 @@ def fewest_devices(
         bench: Called at most `max_benchmarks` times.
         max_benchmarks: Of all numbers of devices together.
         seed: Of the draws.
-        weights: Whether the server can route by shares.
+        routing: The only way in which samples are routed, or `auto` for that which is measured to be better.
 
     Returns:
         None if nothing could be served. Numbers of devices of which the model does not promise enough are passed over,
@@ -64,12 +65,12 @@ def fewest_devices(
         everything = len(chosen) == problem.devices
         if not everything and upper_bound(part) < required:
             continue
-        if not everything and promised(part, Throughput(), weights, seed) < PROMISE * required:
+        if not everything and promised(part, Throughput(), routing, seed) < PROMISE * required:
             continue
         if left == 0:
             break
         counted = _Counted(_Lifted(bench, tuple(chosen.tolist()), problem.devices))
-        found = guided(part, None, None, counted, Throughput(), left, seed, weights, required)
+        found = guided(part, None, None, counted, Throughput(), left, seed, routing, required)
         left -= counted.calls
         if found is None:
             continue

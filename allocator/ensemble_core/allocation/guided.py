@@ -1,6 +1,6 @@
 """The default algorithm: a model proposes, a few benchmarks decide, and what they find corrects the model.
 
-1. Measure the incumbent, if there is one, and the start (worst-fit-decreasing).
+1. Measure the incumbent, if there is one, and the start (worst-fit-decreasing); a pulled incumbent by weights, too.
 2. Propose: matrices constructed and annealed on the model, pulled or routed by weights. Measure the most promising one;
    correct speeds, interference and memory by what was seen; propose again.
 3. Measure the best ones again, in turn. An incumbent stays unless it is beaten beyond the noise.
@@ -18,10 +18,12 @@ import numpy as np
 from ensemble_core.allocation.anneal import Effort, anneal, prune
 from ensemble_core.allocation.candidate import Benchmark, Candidate, Measured
 from ensemble_core.allocation.construct import construct
+from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.model import Indices, Problem, route, upper_bound
 from ensemble_core.allocation.objectives import Objective
 from ensemble_core.allocation.polish import polish
 from ensemble_core.allocation.refit import fitted
+from ensemble_core.api.ensembledeployment import Routing
 
 MARGIN = 0.10  # of measured memory that stays free …
 RISK = 0.03  # … unless the throughput that it costs is more
@@ -63,7 +65,7 @@ class Ledger:
     bench: Benchmark
     objective: Objective
     limit: int
-    weights: bool
+    routing: Routing
     made: int = 0
     failed: bool = False  # the last one
     seen: dict[Candidate, list[Measured]] = field(default_factory=dict)
@@ -84,8 +86,8 @@ class Ledger:
         return float(np.mean(scores)) if min(scores) > 0 else 0.0
 
     def routed(self, problem: Problem, indices: Indices) -> tuple[Candidate, ...]:
-        """A matrix in the ways that the server can route."""
-        return routed(problem, indices) if self.weights else (Candidate(problem.matrix(indices)),)
+        """A matrix in the ways of routing that are allowed."""
+        return routed(problem, indices, self.routing)
 
     def ranked(self) -> list[Candidate]:
         """What could be served, the best first; ties in the order measured."""
@@ -100,7 +102,7 @@ def guided(
     objective: Objective,
     max_benchmarks: int,
     seed: int,
-    weights: bool = True,
+    routing: Routing = "auto",
     enough: float = float("inf"),
 ) -> Found | None:
     """Search as the module says; none if nothing that was measured could be served.
@@ -113,11 +115,13 @@ def guided(
         objective: What is wanted.
         max_benchmarks: At least 1; 12 are enough as a rule.
         seed: Equal inputs, measurements and seeds give equal benchmarks in equal order.
-        weights: Whether the server can route by shares.
+        routing: The only way in which samples are routed, or `auto` for that which is measured to be better.
         enough: A score from which nothing better is looked for.
     """
-    ledger = Ledger(bench, objective, max_benchmarks, weights)
-    for first in dict.fromkeys(each for each in (incumbent, start) if each is not None):
+    ledger = Ledger(bench, objective, max_benchmarks, routing)
+    pulled = incumbent is not None and incumbent.routing == "pull"
+    other = ledger.routed(problem, problem.indices(incumbent.matrix)) if incumbent is not None and pulled else ()
+    for first in dict.fromkeys(each for each in (incumbent, start, *other) if each is not None):
         if ledger.left > 0:
             ledger.ask(first)
     _explore(problem, ledger, seed, enough)
@@ -130,14 +134,14 @@ def guided(
     return Found(best, ledger.score(best), objective.expected(known, best) * scale)
 
 
-def promised(problem: Problem, objective: Objective, weights: bool, seed: int) -> float:
+def promised(problem: Problem, objective: Objective, routing: Routing, seed: int) -> float:
     """The best score that the model promises before anything is measured; 0 if nothing fits."""
-    nothing = Ledger(_refuse, objective, 0, weights)
+    nothing = Ledger(_refuse, objective, 0, routing)
     pool = proposals(problem, nothing, seed)
-    routings = [
+    candidates = [
         candidate for indices in pool if problem.fits(indices) for candidate in nothing.routed(problem, indices)
     ]
-    return max((objective.expected(problem, candidate) for candidate in routings), default=0.0)
+    return max((objective.expected(problem, candidate) for candidate in candidates), default=0.0)
 
 
 def _refuse(candidate: Candidate, repeat: int = 0) -> Measured:
@@ -236,16 +240,24 @@ def _promise(problem: Problem, indices: Indices, ledger: Ledger) -> float:
     return max(ledger.objective.expected(problem, candidate) for candidate in ledger.routed(problem, indices))
 
 
-def routed(problem: Problem, indices: Indices) -> tuple[Candidate, ...]:
+def routed(problem: Problem, indices: Indices, routing: Routing = "auto") -> tuple[Candidate, ...]:
     """A matrix by weights, without workers that get nothing, and pulled; the same where no member has two workers."""
     pull = Candidate(problem.matrix(indices))
-    if ((indices > 0).sum(axis=0) == 1).all():
+    if routing == "pull" or not pull.matrix.divided:
         return (pull,)
     rates = route(problem, indices).rates
     lean = np.where(rates > LEAST * rates.sum(axis=0), indices, 0)
     if (lean != indices).any():
         rates = route(problem, lean).rates
-    return Candidate.weighted(problem.matrix(lean), rates), pull
+    weighted = Candidate.weighted(problem.matrix(lean), rates)
+    return (weighted,) if routing == "weights" else (weighted, pull)
+
+
+def unchanged(problem: Problem, matrix: Matrix, routing: Routing) -> Candidate:
+    """A matrix with all its workers, by weights where nothing else is allowed."""
+    if routing != "weights" or not matrix.divided:
+        return Candidate(matrix)
+    return Candidate.weighted(matrix, route(problem, problem.indices(matrix)).rates)
 
 
 def _known(candidate: Candidate, ledger: Ledger) -> bool:

@@ -23,7 +23,6 @@ from ensemble_core.serving.errors import ServingError
 from ensemble_core.serving.load import Measurement, measure
 from ensemble_core.serving.server import TritonServer
 
-BY_WEIGHTS = False  # whether the front model routes by the workers' shares
 TRIES = 2  # of a matrix that the server does not survive
 LINES = 5  # of a failure that are kept as its reason
 REVIVAL_SECONDS = 60.0  # for a server that died to be up again

@@ -55,6 +55,11 @@ class Matrix:
         """On how many devices a member runs."""
         return sum(row[member] != ABSENT for row in self.batch_sizes)
 
+    @property
+    def divided(self) -> bool:
+        """Whether a member runs on several devices."""
+        return any(self.workers_of(member) > 1 for member in range(self.members))
+
     def replaced(self, device: int, member: int, batch_size: int) -> Matrix:
         """The matrix with one element changed."""
         rows = [list(row) for row in self.batch_sizes]

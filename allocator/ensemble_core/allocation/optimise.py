@@ -19,7 +19,7 @@ from ensemble_core.allocation.algorithms import (
 from ensemble_core.allocation.candidate import Benchmark as Ask
 from ensemble_core.allocation.candidate import Candidate, Measured
 from ensemble_core.allocation.fewest import fewest_devices
-from ensemble_core.allocation.guided import Found, guided
+from ensemble_core.allocation.guided import Found, guided, unchanged
 from ensemble_core.allocation.load import load_of
 from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.memory import Memory
@@ -87,9 +87,7 @@ class Benchmarks:
 
     def of(self, candidate: Candidate) -> Throughput | None:
         """What was measured of a candidate, together: the mean, and the largest difference; none if nothing was."""
-        own = [
-            b.throughput for b in self.done if (b.matrix, b.shares) == (candidate.matrix.batch_sizes, candidate.shares)
-        ]
+        own = [b.throughput for b in self.done if b.candidate == candidate]
         if len(own) < 2:
             return own[0] if own else None
         rates = [each.samples_per_second for each in own]
@@ -137,7 +135,6 @@ def find_allocation(
     memory: Memory,
     speeds: Speeds,
     bench: Benchmarks,
-    by_weights: bool = False,
 ) -> AllocationResult:
     """Run the algorithm of the spec and store what it finds.
 
@@ -148,7 +145,6 @@ def find_allocation(
         memory: Capacities of the subject's devices and needs of its members.
         speeds: Of its members alone on its devices.
         bench: Of the same subject.
-        by_weights: Whether the server can route samples by shares.
 
     Raises:
         UserError: the devices cannot hold the members, the spec's own matrix is not one for them, the algorithm needs
@@ -167,11 +163,17 @@ def find_allocation(
 
     best, expected = start, None
     if optimization.algorithm == "guided":
-        incumbent = _incumbent(where, results, subject, memory, by_weights)
-        found = _guided(problem, start, incumbent, served, subject, by_weights)
+        incumbent = _incumbent(where, results, subject, memory, problem)
+        found = _guided(problem, start, incumbent, served, subject)
         best, expected = (found.best, found.expected) if found else (start, None)
     else:
-        best = Candidate(_by_reference(where, subject, memory, speeds, start.matrix, served))
+
+        def as_routed(matrix: Matrix) -> Candidate:
+            return unchanged(problem, matrix, subject.deployment.spec.serving.routing)
+
+        best = as_routed(
+            _by_reference(where, subject, memory, speeds, start.matrix, lambda matrix: served(as_routed(matrix)))
+        )
     result = _result(subject, start, best, bench, problem, expected)
     if result.throughput.samples_per_second == 0:
         reason = bench.done[0].throughput.reason
@@ -216,23 +218,24 @@ def _guided(
     incumbent: Candidate | None,
     bench: Ask,
     subject: Subject,
-    by_weights: bool,
 ) -> Found | None:
-    spec = subject.deployment.spec.optimization
+    spec, routing = subject.deployment.spec.optimization, subject.deployment.spec.serving.routing
     if spec.objective == "fewest-devices":
         required = spec.required_samples_per_second or 0.0
-        return fewest_devices(problem, required, bench, spec.max_benchmarks, spec.seed, by_weights)
+        return fewest_devices(problem, required, bench, spec.max_benchmarks, spec.seed, routing)
     objective = objective_of(subject)
-    return guided(problem, start, incumbent, bench, objective, spec.max_benchmarks, spec.seed, by_weights)
+    return guided(problem, start, incumbent, bench, objective, spec.max_benchmarks, spec.seed, routing)
 
 
-def _by_reference(where: str, subject: Subject, memory: Memory, speeds: Speeds, start: Matrix, bench: Ask) -> Matrix:
+def _by_reference(
+    where: str, subject: Subject, memory: Memory, speeds: Speeds, start: Matrix, bench: Callable[[Matrix], Measured]
+) -> Matrix:
     """What a reference algorithm finds; what it chose without benchmarks is measured."""
     spec = subject.deployment.spec.optimization
     objective = objective_of(subject)
 
     def score(matrix: Matrix) -> float:
-        return objective.score(bench(Candidate(matrix)))
+        return objective.score(bench(matrix))
 
     match spec.algorithm:
         case "bounded-greedy":
@@ -258,10 +261,11 @@ def _by_reference(where: str, subject: Subject, memory: Memory, speeds: Speeds, 
     return matrix
 
 
-def _incumbent(where: str, results: Results, subject: Subject, memory: Memory, by_weights: bool) -> Candidate | None:
+def _incumbent(where: str, results: Results, subject: Subject, memory: Memory, problem: Problem) -> Candidate | None:
     """The matrix that the spec gives, or the fastest allocation that the library has for such members and devices."""
+    routing = subject.deployment.spec.serving.routing
     if subject.deployment.spec.optimization.matrix:
-        return Candidate(given_matrix(where, subject, memory))
+        return unchanged(problem, given_matrix(where, subject, memory), routing)
     models = [member.sha256 for member in subject.members]
     allowed = set(subject.deployment.spec.optimization.batch_sizes)
     known = [
@@ -271,11 +275,11 @@ def _incumbent(where: str, results: Results, subject: Subject, memory: Memory, b
         and [member.sha256 for member in found.members] == models
         and found.device_fingerprint == device_fingerprint(subject.devices)
         and {size for row in found.matrix for size in row if size} <= allowed
-        and (found.shares is None or by_weights)
-        and memory.fits(Matrix(found.matrix))
+        and (routing in ("auto", found.candidate.routing) or not found.candidate.matrix.divided)
+        and memory.fits(found.candidate.matrix)
     ]
     fastest = max(known, key=lambda found: found.throughput.samples_per_second, default=None)
-    return None if fastest is None else Candidate(Matrix(fastest.matrix), fastest.shares)
+    return None if fastest is None else fastest.candidate
 
 
 def given_matrix(where: str, subject: Subject, memory: Memory) -> Matrix:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ensemble_core.allocation.calibrated import BATCH_SIZES, DEVICE_TYPES, ENSEMBLES, NETWORKS, curve, pace
-from ensemble_core.allocation.candidate import Candidate
+from ensemble_core.allocation.candidate import ROUTING, Candidate
 from ensemble_core.allocation.fewest import fewest_devices
 from ensemble_core.allocation.guided import guided
 from ensemble_core.allocation.memory import Curve, Memory
@@ -15,12 +15,12 @@ from ensemble_core.allocation.model import DeviceKind, Problem, upper_bound
 from ensemble_core.allocation.objectives import Throughput, truth_of
 from ensemble_core.allocation.simulator import Load, Simulator
 from ensemble_core.allocation.speeds import BatchTimes, Speeds, problem_of
+from ensemble_core.api.ensembledeployment import Routing
 from ensemble_core.errors import UserError
 from ensemble_core.library.records import Profile
 
 LOAD = Load(in_flight=3, samples=1024, requests=24)
 MOST_DEVICES = 1024
-ROUTING = ("each worker gets its share of the samples", "free workers pull the next batch")
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,13 @@ class Case:
         members: Their names.
         groups: The devices, GPUs first.
         problem: The same for the model.
+        routing: The only way in which samples are routed, or `auto`.
     """
 
     members: tuple[str, ...]
     groups: tuple[Group, ...]
     problem: Problem
+    routing: Routing = "auto"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -112,6 +114,7 @@ def traced_case(
     profiles: Sequence[Mapping[str, Profile]],
     groups: Sequence[Group],
     batch_sizes: Sequence[int],
+    routing: Routing = "auto",
 ) -> Case:
     """Members as they were profiled, by device type.
 
@@ -124,7 +127,7 @@ def traced_case(
                 raise UserError("--devices", f"{name} has no profile on {group.kind}, but on {known}")
     times = tuple({kind: BatchTimes.of(profile) for kind, profile in own.items()} for own in profiles)
     curves = tuple({kind: Curve.of(profile) for kind, profile in own.items()} for own in profiles)
-    return _case(members, groups, times, curves, batch_sizes)
+    return replace(_case(members, groups, times, curves, batch_sizes), routing=routing)
 
 
 def _case(
@@ -149,9 +152,9 @@ def plan(case: Case, max_benchmarks: int, seed: int, required: float | None = No
     problem = case.problem
     bench = Simulator(truth_of(problem), LOAD, seed=seed)
     if required is None:
-        found = guided(problem, None, None, bench, Throughput(), max_benchmarks, seed)
+        found = guided(problem, None, None, bench, Throughput(), max_benchmarks, seed, case.routing)
     else:
-        found = fewest_devices(problem, required, bench, max_benchmarks, seed, True)
+        found = fewest_devices(problem, required, bench, max_benchmarks, seed, case.routing)
     if found is None:
         raise UserError("--devices", f"cannot hold the members: {_lack(problem, case.members)}")
     if required is not None and found.score < required:
@@ -182,7 +185,7 @@ def lines(case: Case, found: Planned) -> list[str]:
         f"  throughput  {found.throughput:,.0f} samples/s, simulated; {share:.0%} of the bound",
         f"  bound       {found.bound:,.0f} samples/s of all devices",
         f"  devices     {sum(any(row) for row in matrix.batch_sizes)} of {matrix.devices} used",
-        f"  routing     {ROUTING[found.candidate.shares is None]}",
+        f"  routing     {ROUTING[found.candidate.routing]}",
         f"  benchmarks  {found.benchmarks}, simulated",
         "",
     ]
@@ -195,12 +198,7 @@ def lines(case: Case, found: Planned) -> list[str]:
 
 def _workers(case: Case, candidate: Candidate, device: int) -> str:
     return ", ".join(
-        f"{case.members[member]}@{size}{_share(candidate, device, member)}"
+        f"{case.members[member]}@{size}{candidate.share(device, member)}"
         for member, size in enumerate(candidate.matrix.batch_sizes[device])
         if size
     )
-
-
-def _share(candidate: Candidate, device: int, member: int) -> str:
-    share = 1.0 if candidate.shares is None else candidate.shares[device][member]
-    return "" if candidate.matrix.workers_of(member) == 1 or candidate.shares is None else f" ({share:.0%})"

@@ -138,7 +138,7 @@ def plan_of(
     signature: Signature,
     deployment: EnsembleDeployment,
 ) -> Plan:
-    """The plan of a candidate; workers in the matrix's order, devices first."""
+    """The plan of a candidate, routed as it is; workers in the matrix's order, devices first."""
     serving, shares = deployment.spec.serving, candidate.shares
     return Plan(
         name=deployment.metadata.name,
@@ -159,7 +159,7 @@ def plan_of(
         answering=Answering(
             rule=serving.combiner,
             scores=serving.scores,
-            routing=serving.routing,
+            routing=candidate.routing,
             quorum=serving.quorum,
             retries=serving.retries,
             deadline_seconds=serving.deadline_seconds,

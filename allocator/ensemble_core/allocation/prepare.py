@@ -10,10 +10,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from ensemble_core.allocation.candidate import Candidate
 from ensemble_core.allocation.harness import load_settings, server_version
 from ensemble_core.allocation.machine import this_machine
-from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.memory import Curve, Memory
 from ensemble_core.allocation.optimise import allocated_elsewhere, stored_allocation
 from ensemble_core.allocation.pace import Pace
@@ -189,17 +187,12 @@ def load_plan(documents: Documents, deployment: EnsembleDeployment) -> Plan:
     """The plan of that allocation, with this machine's files and cores; UserErrors as of `load_allocation`."""
     ensemble = find_ensemble(documents, deployment)
     subject = subject_of(ensemble)
-    return allocated_plan(ensemble, subject, allocated(allocation_of(documents, ensemble, subject)))
+    return allocated_plan(ensemble, subject, allocation_of(documents, ensemble, subject))
 
 
-def allocated(found: AllocationResult) -> Candidate:
-    """The matrix of an allocation, with its routing."""
-    return Candidate(Matrix(found.matrix), found.shares)
-
-
-def allocated_plan(ensemble: Ensemble, subject: Subject, candidate: Candidate) -> Plan:
-    """The plan of a candidate for an ensemble."""
-    return plan_of(candidate, subject.members, subject.devices, ensemble.signature, ensemble.deployment)
+def allocated_plan(ensemble: Ensemble, subject: Subject, found: AllocationResult) -> Plan:
+    """The plan of an allocation of an ensemble."""
+    return plan_of(found.candidate, subject.members, subject.devices, ensemble.signature, ensemble.deployment)
 
 
 def allocation_of(documents: Documents, ensemble: Ensemble, subject: Subject) -> AllocationResult:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from ensemble_core.allocation.candidate import Candidate, Measured
+from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.plan import DeviceRow, Member
 from ensemble_core.api.ensembledeployment import EnsembleDeployment
 from ensemble_core.frozen import Frozen, digest
@@ -52,6 +53,10 @@ class Benchmark(Frozen):
     throughput: Throughput
     shares: Shares | None = None  # none: free workers pull
     repeat: int = Field(0, ge=0)  # how often it had been measured before
+
+    @property
+    def candidate(self) -> Candidate:
+        return Candidate(Matrix(self.matrix), self.shares)
 
 
 class Start(Frozen):
@@ -97,6 +102,11 @@ class AllocationResult(Frozen):
     shares: Shares | None = None  # by which samples are routed; none: free workers pull
     bound: float | None = Field(None, ge=0)  # samples/s that no matrix exceeds by the members' profiles
     expected: float | None = Field(None, ge=0)  # samples/s of the matrix by the model, as measurements corrected it
+
+    @property
+    def candidate(self) -> Candidate:
+        """What was chosen: the matrix and its routing."""
+        return Candidate(Matrix(self.matrix), self.shares)
 
 
 def device_fingerprint(devices: Sequence[DeviceRow]) -> str:
@@ -144,6 +154,7 @@ class Subject:
                 "members": [member.model_dump(mode="json", exclude={"onnx"}) for member in self.members],
                 "memoryMiB": [device.memory_mib for device in spec.devices],
                 "optimization": spec.optimization.document(),
+                "routing": spec.serving.routing,
             }
         )
 
@@ -154,7 +165,7 @@ class Subject:
             "models": [member.sha256 for member in self.members],
             "devices": device_fingerprint(self.devices),
             "segmentSize": serving.segment_size,
-            "answering": [serving.combiner, serving.scores, serving.routing],
+            "answering": [serving.combiner, serving.scores],
             "server": self.server.document(),
             "load": self.load,
         }

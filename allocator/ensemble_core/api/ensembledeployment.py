@@ -148,6 +148,9 @@ class Optimization(Ruled):
     seed: Seed = Field(0, description="Seed of the draws.")
 
 
+Routing = Literal["auto", "pull", "weights"]
+
+
 class ServingService(Frozen):
     """The Kubernetes Service."""
 
@@ -205,10 +208,10 @@ class Serving(Ruled):
     scores: Literal["probabilities", "logits"] = Field(
         "probabilities", description="What members answer; logits become probabilities before they are combined."
     )
-    routing: Literal["pull", "weights"] = Field(
-        "pull",
-        description="How a member's samples are divided among its devices: a free one takes the next (`pull`), or each "
-        "gets its share (`weights`), which is an equal one.",
+    routing: Routing = Field(
+        "auto",
+        description="How a member's samples are divided among its devices: a free one takes the next (`pull`), each "
+        "gets its share by the allocation (`weights`), or whichever of the two benchmarks find better (`auto`).",
     )
     quorum: int | None = Field(
         None, ge=1, le=256, description="Members that every sample needs; all of them by default."

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
-from ensemble_core.allocation.harness import BY_WEIGHTS, Bench, NoServerError, Triton
+from ensemble_core.allocation.candidate import ROUTING
+from ensemble_core.allocation.harness import Bench, NoServerError, Triton
 from ensemble_core.allocation.memory import Memory
 from ensemble_core.allocation.optimise import Benchmarks, benchmarks_at_most, find_allocation, stored_allocation
 from ensemble_core.allocation.plan import Plan, Worker
 from ensemble_core.allocation.prepare import (
     Ensemble,
     Profiles,
-    allocated,
     allocated_plan,
     find_ensemble,
     memory_of,
@@ -63,7 +64,7 @@ def _allocate(arguments: argparse.Namespace, report: Report) -> dict[str, Any]:
         raise CommandError(f"there is no Triton server to measure: {error}") from error
     for line in table(found):
         print(line)
-    plan = allocated_plan(ensemble, subject, allocated(found))
+    plan = allocated_plan(ensemble, subject, found)
     return {"digest": found.digest, "summary": summary(found, plan, memory_of(subject, profiles))}
 
 
@@ -75,7 +76,7 @@ def _optimise(ensemble: Ensemble, subject: Subject, profiles: Profiles, report: 
         )
         memory, speeds = memory_of(subject, profiles), speeds_of(subject, profiles)
         where = f"{ensemble.where}: spec.devices"
-        return find_allocation(where, ensemble.results, subject, memory, speeds, bench, BY_WEIGHTS)
+        return find_allocation(where, ensemble.results, subject, memory, speeds, bench)
 
 
 class Progress:
@@ -128,18 +129,24 @@ def summary(found: AllocationResult, plan: Plan, memory: Memory) -> dict[str, An
 
 def table(found: AllocationResult) -> list[str]:
     """The matrix and its throughput as lines of text."""
-    names = [member.model_id for member in found.members]
+    candidate, names = found.candidate, [member.model_id for member in found.members]
     width = max(len(row.name) for row in found.devices)
-    rows = [
-        f"  {device.name:<{width}}  " + "  ".join(f"{size:>{len(name)}}" for name, size in zip(names, row, strict=True))
-        for device, row in zip(found.devices, found.matrix, strict=True)
+    cells = [
+        [f"{size}{candidate.share(device, member) if size else ''}" for member, size in enumerate(row)]
+        for device, row in enumerate(found.matrix)
     ]
+    widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
+
+    def line(head: str, texts: Sequence[str]) -> str:
+        return f"  {head:<{width}}  " + "  ".join(f"{text:>{wide}}" for text, wide in zip(texts, widths, strict=True))
+
     best, start = found.throughput.samples_per_second, found.start.throughput.samples_per_second
     gain = f" ({best / start - 1:+.0%} from worst-fit)" if start and found.start.matrix != found.matrix else ""
     bound = f", {best / found.bound:.0%} of the bound by profiles" if found.bound else ""
     return [
         f"allocation {found.name}, budget {found.selection.budget_name}: {best:,.0f} samples/s measured{gain}{bound}, "
         f"{len(found.benchmarks)} matrices benchmarked",
-        f"  {'':<{width}}  " + "  ".join(names),
-        *rows,
+        line("", names),
+        *(line(device.name, row) for device, row in zip(found.devices, cells, strict=True)),
+        *([f"  {ROUTING[candidate.routing]}"] if candidate.matrix.divided else []),
     ]

@@ -49,4 +49,5 @@ def _case(arguments: argparse.Namespace) -> Case:
         stored = {kind: library.profile(kind, ENGINE, record.id) for kind in kinds}
         profiles.append({kind: own for kind, own in stored.items() if own and own.model_sha256 == member.sha256})
     names = [member.model_id for member in ensemble.members]
-    return traced_case(names, profiles, groups, ensemble.deployment.spec.optimization.batch_sizes)
+    spec = ensemble.deployment.spec
+    return traced_case(names, profiles, groups, spec.optimization.batch_sizes, spec.serving.routing)

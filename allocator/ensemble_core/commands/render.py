@@ -7,7 +7,7 @@ import hashlib
 from pathlib import Path
 
 from ensemble_core.allocation.harness import NoServerError
-from ensemble_core.allocation.prepare import allocated, allocated_plan, allocation_of, find_ensemble, subject_of
+from ensemble_core.allocation.prepare import allocated_plan, allocation_of, find_ensemble, subject_of
 from ensemble_core.api.documents import load_documents
 from ensemble_core.commands.allocate import add_selection_argument
 from ensemble_core.errors import OutageError
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
         spec_hash=hashlib.sha256(Path(arguments.spec).read_bytes()).hexdigest(),
         selection=arguments.selection,
         allocation=found.digest,
-        plan=allocated_plan(ensemble, subject, allocated(found)),
+        plan=allocated_plan(ensemble, subject, found),
     )
     plan = rendered.write(arguments.output, content).plan
     print(f"{plan.name}: {len(plan.members)} members, {len(plan.workers)} workers in {arguments.output}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ensemble_core.library.records import Metrics
 from ensemble_core.library.timeline import Span
@@ -56,6 +57,7 @@ class MatrixFacts:
     batch_sizes: tuple[tuple[int, ...], ...]  # [device][member], 0 = absent
     throughput: float  # samples/s; 0: it does not run
     spread: float  # half the range of the measurement's windows, relative to their median: throughput ± that share
+    routing: Literal["pull", "weights"] = "pull"  # free workers take the next batch, or each gets its share
 
 
 @dataclass(frozen=True)

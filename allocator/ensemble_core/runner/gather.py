@@ -189,11 +189,12 @@ def matrix_facts(allocation: AllocationResult) -> tuple[tuple[MatrixFacts, ...],
     devices = tuple(device.name for device in allocation.devices)
     members = tuple(member.model_id for member in allocation.members)
     facts = tuple(
-        MatrixFacts(devices, members, b.matrix, b.throughput.samples_per_second, b.throughput.spread / 2)
+        MatrixFacts(
+            devices, members, b.matrix, b.throughput.samples_per_second, b.throughput.spread / 2, b.candidate.routing
+        )
         for b in allocation.benchmarks
     )
-    chosen = (allocation.matrix, allocation.shares)
-    best = next(index for index, b in enumerate(allocation.benchmarks) if (b.matrix, b.shares) == chosen)
+    best = next(index for index, b in enumerate(allocation.benchmarks) if b.candidate == allocation.candidate)
     return facts, best
 
 

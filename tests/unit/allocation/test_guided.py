@@ -241,11 +241,11 @@ def test_no_more_devices_than_a_rate_needs() -> None:
     alone = upper_bound(problem([2.0], devices=1))
     for required, devices in ((0.9 * alone, 1), (1.1 * alone, 2), (2.9 * alone, 3)):
         bench = Simulator(truth_of(case), LOAD)
-        found = fewest_devices(case, required, bench, 12, seed=0, weights=True)
+        found = fewest_devices(case, required, bench, 12, seed=0)
         assert found is not None
         assert found.score >= required
         assert sum(any(row) for row in found.best.matrix.batch_sizes) == devices
         assert len(bench.asked) <= 12
-    unreachable = fewest_devices(case, 9 * alone, Simulator(truth_of(case), LOAD), 6, seed=0, weights=True)
+    unreachable = fewest_devices(case, 9 * alone, Simulator(truth_of(case), LOAD), 6, seed=0)
     assert unreachable is not None
     assert unreachable.score < 9 * alone

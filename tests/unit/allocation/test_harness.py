@@ -68,7 +68,7 @@ def test_a_matrix_is_applied_and_measured_under_the_settings_of_the_spec(make_su
 def test_every_member_answers_what_is_measured(make_subject: Callable[..., Subject]) -> None:
     """A quorum or a short deadline would make matrices look fast that leave members out."""
     server, subject = Server(), make_subject()
-    serving = Serving(combiner="vote", scores="logits", routing="weights", quorum=1, retries=3, deadline_seconds=0.01)
+    serving = Serving(combiner="vote", scores="logits", quorum=1, retries=3, deadline_seconds=0.01)
     spec = subject.deployment.spec.model_copy(update={"serving": serving})
     pace = replace(PACE, seconds=({"cpu-test-1c": 1.0}, {"cpu-test-1c": 2.0}))
     Bench(replace(subject, deployment=subject.deployment.model_copy(update={"spec": spec})), SIGNATURE, pace, server)(
@@ -76,7 +76,26 @@ def test_every_member_answers_what_is_measured(make_subject: Callable[..., Subje
     )
     (plan,) = server.applied
     deadline = pace.deadline(CANDIDATE.matrix, 3 * 128)
-    assert plan.answering == Answering(rule="vote", scores="logits", routing="weights", deadline_seconds=deadline)
+    assert plan.answering == Answering(rule="vote", scores="logits", deadline_seconds=deadline)
+
+
+def test_a_candidate_is_measured_as_it_is_routed(make_subject: Callable[..., Subject]) -> None:
+    server, matrix = Server(), Matrix(((8, 8), (8, 32)))
+    bench = Bench(make_subject(), SIGNATURE, PACE, server)
+    for candidate in (Candidate(matrix, ((0.9, 0.4), (0.1, 0.6))), Candidate(matrix)):
+        bench(candidate)
+    weighted, pulled = server.applied
+    assert (weighted.answering.routing, pulled.answering.routing) == ("weights", "pull")
+    assert [worker.share for worker in weighted.workers] == [0.9, 0.4, 0.1, 0.6]
+
+
+def test_time_is_left_for_the_largest_load(make_subject: Callable[..., Subject]) -> None:
+    pace = replace(PACE, seconds=({"cpu-test-1c": 1.0}, {"cpu-test-1c": 2.0}))
+    latency = {"milliseconds": 5, "samplesPerRequest": 64}
+    server, subject = Server(), make_subject(objective="throughput-within-latency", latency=latency)
+    Bench(subject, SIGNATURE, pace, server)(CANDIDATE)
+    (plan,) = server.applied
+    assert plan.answering.deadline_seconds == pace.deadline(CANDIDATE.matrix, 8 * 64)
 
 
 def test_a_failure_that_does_not_come_again_is_chance(make_subject: Callable[..., Subject]) -> None:

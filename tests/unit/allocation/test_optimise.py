@@ -19,6 +19,8 @@ from ensemble_core.allocation.optimise import (
 )
 from ensemble_core.allocation.result import AllocationResult, Benchmark, Subject, Throughput
 from ensemble_core.allocation.speeds import BatchTimes, Speeds
+from ensemble_core.api.ensembledeployment import Routing, Serving
+from ensemble_core.commands.allocate import table
 from ensemble_core.errors import UserError
 
 WHERE = "digits.yaml: spec.devices"
@@ -422,3 +424,77 @@ def test_repeats_are_told_together(results: Any, make_subject: Callable[..., Sub
     assert (together.samples_per_second, together.spread) == (105.0, pytest.approx(10 / 105))
     assert [done.repeat for done in bench.done] == [0, 1]
     assert bench.of(Candidate(Matrix(((8, 0), (0, 8))))) is None
+
+
+# --- routing
+
+BOTH = [{"device": "cpu0", "batchSizes": [8, 8]}, {"device": "cpu1", "batchSizes": [8, 8]}]
+
+
+def routed(subject: Subject, routing: Routing) -> Subject:
+    spec = subject.deployment.spec.model_copy(update={"serving": Serving(routing=routing)})
+    return replace(subject, deployment=subject.deployment.model_copy(update={"spec": spec}))
+
+
+class Favouring(Machine):
+    """Twice as fast when samples are routed in one of the ways."""
+
+    def __init__(self, routing: str) -> None:
+        super().__init__()
+        self.routing = routing
+        self.asked: list[Candidate] = []
+
+    def __call__(self, candidate: Candidate) -> Throughput:
+        self.asked.append(candidate)
+        found = super().__call__(candidate)
+        factor = 2 if candidate.routing == self.routing and candidate.matrix.divided else 1
+        return found.model_copy(update={"samples_per_second": factor * found.samples_per_second})
+
+
+@pytest.mark.parametrize("favoured", ["pull", "weights"])
+def test_both_ways_of_routing_are_measured_and_the_better_is_chosen(
+    results: Any, make_subject: Callable[..., Subject], favoured: str
+) -> None:
+    machine = Favouring(favoured)
+    found = allocate(results, make_subject(algorithm="guided", maxBenchmarks=12, matrix=BOTH), machine)
+    assert {candidate.routing for candidate in machine.asked if candidate.matrix.divided} == {"pull", "weights"}
+    assert found.candidate.routing == favoured
+    assert found.candidate.matrix.divided
+
+
+@pytest.mark.parametrize(
+    "settings", [{"algorithm": "guided", "matrix": BOTH}, {"algorithm": "guided"}, {"algorithm": "bounded-greedy"}]
+)
+@pytest.mark.parametrize(("allowed", "favoured"), [("pull", "weights"), ("weights", "pull")])
+def test_a_way_of_routing_that_is_asked_for_is_the_only_one(
+    results: Any, make_subject: Callable[..., Subject], settings: dict[str, Any], allowed: Routing, favoured: str
+) -> None:
+    """Also if the library has an allocation that is routed in the other way, and faster."""
+    before = allocate(results, make_subject(algorithm="guided", maxBenchmarks=12, matrix=BOTH), Favouring(favoured))
+    assert before.candidate.routing == favoured
+    found = allocate(results, routed(make_subject(maxBenchmarks=9, **settings), allowed), Favouring(favoured))
+    measured = [benchmark.candidate for benchmark in found.benchmarks if benchmark.candidate.matrix.divided]
+    assert {candidate.routing for candidate in measured} == {allowed}
+
+
+def test_what_was_measured_is_known_however_routing_was_asked_for(
+    results: Any, make_subject: Callable[..., Subject]
+) -> None:
+    first, second = Machine(), Machine()
+    allocate(results, make_subject(maxBenchmarks=5), first)
+    allocate(results, routed(make_subject(maxBenchmarks=5), "pull"), second)
+    assert (len(first.measured), second.measured) == (5, [])
+
+
+def test_the_table_tells_shares_and_routing(results: Any, make_subject: Callable[..., Subject]) -> None:
+    subject = make_subject(algorithm="guided", maxBenchmarks=2, matrix=BOTH)
+    found = allocate(results, routed(subject, "weights"), Machine())
+    told = found.model_copy(update={"shares": ((0.25, 0.5), (0.75, 0.5)), "matrix": ((8, 32), (8, 32))})
+    assert table(told)[1:] == [
+        "         m-0000    m-0001",
+        "  cpu0  8 (25%)  32 (50%)",
+        "  cpu1  8 (75%)  32 (50%)",
+        "  each worker gets its share of the samples",
+    ]
+    assert table(told.model_copy(update={"shares": None}))[-1] == "  free workers pull the next batch"
+    assert table(told.model_copy(update={"shares": None, "matrix": ((8, 0), (0, 32))}))[-1] == "  cpu1       0      32"

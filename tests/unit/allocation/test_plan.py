@@ -47,10 +47,9 @@ def serving(subject: Subject, **settings: Any) -> Subject:
 
 def test_how_answers_become_one_is_as_the_deployment_says(make_subject: Callable[..., Subject]) -> None:
     assert make_plan(make_subject()).answering == Answering()
-    settings = {"combiner": "vote", "scores": "logits", "routing": "weights"}
-    settings |= {"quorum": 1, "retries": 2, "deadlineSeconds": 0.5}
+    settings = {"combiner": "vote", "scores": "logits", "quorum": 1, "retries": 2, "deadlineSeconds": 0.5}
     assert make_plan(serving(make_subject(), **settings)).answering == Answering(
-        rule="vote", scores="logits", routing="weights", quorum=1, retries=2, deadline_seconds=0.5
+        rule="vote", scores="logits", quorum=1, retries=2, deadline_seconds=0.5
     )
 
 
@@ -60,12 +59,15 @@ def test_a_quorum_of_more_than_all_members_is_refused(make_subject: Callable[...
         make_plan(serving(make_subject(), quorum=3))
 
 
-def test_workers_have_the_shares_of_the_candidate(make_subject: Callable[..., Subject]) -> None:
+def test_samples_are_routed_as_the_candidate_says(make_subject: Callable[..., Subject]) -> None:
     subject = make_subject()
     candidate = Candidate(Matrix(((8, 32), (8, 0))), ((0.25, 1.0), (0.75, 0.0)))
     plan = plan_of(candidate, subject.members, subject.devices, SIGNATURE, subject.deployment)
+    assert plan.answering.routing == "weights"
     assert [worker.share for worker in plan.workers] == [0.25, 1.0, 0.75]
-    assert [worker.share for worker in make_plan(subject).workers] == [1.0, 1.0, 1.0]
+    pulled = make_plan(subject)
+    assert pulled.answering.routing == "pull"
+    assert [worker.share for worker in pulled.workers] == [1.0, 1.0, 1.0]
 
 
 def test_a_plan_survives_json(make_subject: Callable[..., Subject]) -> None:

@@ -10,6 +10,7 @@ from ensemble_core.runner.figures import charts
 from ensemble_core.runner.figures.markup import Html, el
 from ensemble_core.runner.wording import THIN, given, number, short_names
 
+ROUTING = {"pull": "pulled", "weights": "routed by shares"}
 CHANGES = 3  # named of a matrix; more are counted
 
 
@@ -116,6 +117,8 @@ def _change(before: MatrixFacts, after: MatrixFacts, names: Mapping[str, str]) -
         for member, old, new in zip(after.members, olds, news, strict=True)
         if old != new
     ]
+    if before.routing != after.routing:
+        changes.append(ROUTING[after.routing])
     more = f" and {len(changes) - CHANGES} more" if len(changes) > CHANGES else ""
     return ("; ".join(changes[:CHANGES]) + more) or "the same again"
 
