@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
+import urllib.request
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +26,7 @@ from ensemble_core.allocation.candidate import Candidate
 from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.plan import Member
 from ensemble_core.allocation.prepare import (
+    allocated_plan,
     find_ensemble,
     load_allocation,
     load_plan,
@@ -192,6 +195,40 @@ def test_the_default_algorithm_measures_few_and_begins_with_the_incumbent(
     assert found.bound is not None
     assert found.bound > 0
     assert "of the bound by profiles" in capsys.readouterr().out
+
+
+def test_samples_are_routed_by_the_shares_that_were_allocated(spec: Path) -> None:
+    changed = spec.with_name("weights.yaml")
+    rows = "matrix: [{device: cpu0, batchSizes: [8, 32]}, {device: cpu1, batchSizes: [32, 8]}]"
+    text = without(DOCUMENTS, "algorithm: bounded-greedy, maxBenchmarks: 3", f"maxBenchmarks: 1, {rows}")
+    changed.write_text(without(text, "segmentSize: 32", "segmentSize: 32, routing: weights"))
+    assert verb(allocate, "--spec", str(changed)) == 0
+    documents = load_documents(changed)
+    found = load_allocation(documents, documents.deployment())
+    assert found.matrix == ((8, 32), (32, 8))
+    assert found.shares is not None
+    assert [sum(column) for column in zip(*found.shares, strict=True)] == pytest.approx([1, 1], abs=1e-3)
+    ensemble = find_ensemble(documents, documents.deployment())
+    uneven = found.model_copy(update={"shares": ((0.25, 0.6), (0.75, 0.4))})
+    samples = np.repeat(images("heldout"), 32, axis=0)
+    with TritonServer() as server:
+        for chosen in (found, uneven):
+            plan = allocated_plan(ensemble, subject_of(ensemble), chosen)
+            server.apply(plan)
+            before = answered_by(server)
+            ask(server.url, plan.name, samples)
+            counts = answered_by(server)
+            for worker in plan.workers:
+                name = plan.model_name(worker)
+                answered = sum(count - before.get(key, 0) for key, count in counts.items() if name in key)
+                assert answered == pytest.approx(worker.share * len(samples), abs=32)
+
+
+def answered_by(server: TritonServer) -> dict[str, int]:
+    """Samples that workers have answered, by the labels of the counter, one of which names the worker."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.ports.metrics}/metrics", timeout=60) as answer:
+        lines = re.findall(r"^ensemble_samples_total\{(.*)\} (\d+)", answer.read().decode(), re.MULTILINE)
+    return {labels: int(count) for labels, count in lines}
 
 
 def test_the_same_members_are_planned_on_more_devices_by_their_profiles(
