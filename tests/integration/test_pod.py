@@ -43,7 +43,7 @@ ENSEMBLE = [str(Path(sys.executable).with_name("ensemble"))]
 GROUP, AGENT_USER = 65532, 65531
 # What it imports, also late, may be where only root can read.
 AGENT = f"""
-import argparse, encodings.idna, os
+import argparse, encodings.idna, google.protobuf.descriptor_pb2, os
 from ensemble_core.commands import agent
 parser = argparse.ArgumentParser()
 agent.add_arguments(parser)

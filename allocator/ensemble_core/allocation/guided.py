@@ -119,10 +119,11 @@ def guided(
         enough: A score from which nothing better is looked for.
     """
     ledger = Ledger(bench, objective, max_benchmarks, routing)
-    pulled = incumbent is not None and incumbent.routing == "pull"
-    other = ledger.routed(problem, problem.indices(incumbent.matrix)) if incumbent is not None and pulled else ()
-    for first in dict.fromkeys(each for each in (incumbent, start, *other) if each is not None):
-        if ledger.left > 0:
+    firsts = [incumbent, start]
+    if incumbent is not None and incumbent.routing == "pull":
+        firsts += ledger.routed(problem, problem.indices(incumbent.matrix))
+    for first in dict.fromkeys(firsts):
+        if first is not None and ledger.left > 0:
             ledger.ask(first)
     _explore(problem, ledger, seed, enough)
     _confirm(ledger, incumbent)
