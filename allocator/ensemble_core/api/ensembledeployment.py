@@ -221,7 +221,7 @@ class Serving(Ruled):
     )
     deadline_seconds: float = Field(
         60,
-        ge=0.001,
+        gt=0,
         le=86_400,
         description="Seconds after which a request is answered if the quorum is there, and fails if not.",
     )
