@@ -84,6 +84,17 @@ def test_every_model_budget_and_matrix_is_on_the_page(make_facts: Make) -> None:
     assert [text for text in page.texts if text in headings] == headings
 
 
+def test_a_matrix_that_is_routed_otherwise_is_told_apart(make_facts: Make) -> None:
+    first = make_facts().matrices[0]
+    weighted = replace(first, routing="weights", throughput=2 * first.throughput)
+    page = render_page(replace(make_facts(), matrices=(first, weighted, weighted, first)))
+    assert re.findall("routed by shares|pulled|the same again", page) == [
+        "routed by shares",
+        "the same again",
+        "pulled",
+    ]
+
+
 def test_output_is_deterministic(make_facts: Make) -> None:
     assert render_page(make_facts()) == render_page(make_facts())
 
