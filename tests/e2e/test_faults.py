@@ -19,6 +19,7 @@ from tests.e2e.test_digits import settled
 
 pytestmark = [pytest.mark.e2e, pytest.mark.nightly, pytest.mark.timeout(1500)]
 
+END_ALL = "import os, signal; os.kill(-1, signal.SIGKILL)"  # but the first, which ends by it, and this one
 KIND, NAME = "HPOSearch", "digits"
 TRAINING = "app.kubernetes.io/managed-by=ensemble-operator,app.kubernetes.io/component=train"
 HEAD = f"{TRAINING},ray.io/node-type=head"
@@ -90,7 +91,7 @@ def test_a_ray_job_survives_preemption_and_the_loss_of_its_head(
         set_policy(queue, "None")
         second = wait_trials(place, first + 2)
         [head] = [pod["metadata"]["name"] for pod in place.pods(HEAD)]
-        place.kubectl("delete", "pod", head, "--force", "--grace-period=0")  # it could finish in its grace
+        place.kubectl("exec", head, "--", "python", "-c", END_ALL)  # a deleted pod has its grace, and could finish
         last = place.wait_ready(KIND, NAME, READY_SECONDS)["status"]
         assert (last["trials"], last["trialsSucceeded"], last["trialsFailed"]) == (MANY, MANY, 0)
         assert last["attempt"] == 3

@@ -117,7 +117,7 @@ def test_models_whose_processes_die_are_revived(served: Namespace, operator: Rel
     """A member by the agent beside the server; the front model by a new start of the server, which nobody else can."""
     with operator.explained(served):
         [one, _], before = copies(served), restarts(served)
-        assert killed(served, one, "m-0--") == "killed"
+        assert killed(served, one, f"{NAME}-") == "killed"  # its models are named after the search
         served.wait_told(KIND, NAME, Told("Ready", "True", "Serving", ("revived dead models",)), REVIVED_SECONDS)
         assert restarts(served) == before
         assert killed(served, one, f"{NAME}_") == "killed"
@@ -225,7 +225,7 @@ def is_ready(pod: Manifest) -> bool:
 
 
 def killed(namespace: Namespace, pod: str, model: str) -> str:
-    """End the process of a model of that prefix at once."""
+    """End the process of a model of that prefix at once; says so if there is one."""
     return namespace.kubectl("exec", pod, "--container=triton", "--", "python", "-c", KILL, model).strip()
 
 
