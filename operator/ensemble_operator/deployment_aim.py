@@ -127,6 +127,8 @@ def find_ensemble(world: World[EnsembleDeployment]) -> Ensemble | Aim:
         known = f"EnsembleSelection {name} has no budget {budget}; there is {', '.join([*wanted, BEST_SINGLE])}"
         return _stuck(reasons.BUDGET_UNKNOWN, known)
     if budget != BEST_SINGLE and not chosen[budget].members:
+        if outdated := _outdated(manifest):
+            return Aim(reason=reasons.SELECTION_NOT_READY, message=outdated)
         why = chosen[budget].reason or "no reason is given"
         return _stuck(reasons.NO_ENSEMBLE, f"the budget {budget} of EnsembleSelection {name} has no ensemble: {why}")
     searches = named_searches(selection.spec)
@@ -163,19 +165,26 @@ def _why(manifest: Manifest) -> str:
 
 
 def _waits(manifest: Manifest) -> str:
-    """Why nothing new should be begun with the result that a selection has; empty if it may be.
-
-    The result may be of an earlier document, with other sources: then it says nothing of the present one.
-    """
-    conditions, name = _conditions(manifest), manifest["metadata"]["name"]
-    ready, progressing = conditions.get("Ready", {}), conditions.get("Progressing", {})
-    # No budget has an ensemble, but there is a best single model.
-    empty = ready.get("reason") == reasons.NO_ENSEMBLE
-    if not workload.is_ready(manifest) and not (empty and workload.is_told_now(manifest, ready)):
-        return f"waits until EnsembleSelection {name} has a result of its present specification{_why(manifest)}"
+    """Why nothing new should be begun with the result that a selection has; empty if it may be."""
+    if outdated := _outdated(manifest):
+        return outdated
+    progressing, name = _conditions(manifest).get("Progressing", {}), manifest["metadata"]["name"]
     if progressing.get("status") == "True" and progressing.get("reason") in RUNS_AGAIN:
         return f"waits for EnsembleSelection {name}, which is at work on a new result"
     return ""
+
+
+def _outdated(manifest: Manifest) -> str:
+    """Whether a selection's result is of an earlier document, in words; empty if it is of the present one.
+
+    With other sources or limits it says nothing of the present one.
+    """
+    ready, name = _conditions(manifest).get("Ready", {}), manifest["metadata"]["name"]
+    # No budget has an ensemble, but there is a best single model.
+    empty = ready.get("reason") == reasons.NO_ENSEMBLE
+    if workload.is_ready(manifest) or (empty and workload.is_told_now(manifest, ready)):
+        return ""
+    return f"waits until EnsembleSelection {name} has a result of its present specification{_why(manifest)}"
 
 
 def find_allocation(world: World[EnsembleDeployment], look: Look, ensemble: Ensemble) -> Aim:

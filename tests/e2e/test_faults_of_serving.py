@@ -34,7 +34,7 @@ for line in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
         program, *arguments = line.read_bytes().decode().split("\\0")
     except OSError:  # it has ended meanwhile
         continue
-    if program.endswith("triton_python_backend_stub") and any(one.startswith(sys.argv[1]) for one in arguments):
+    if program.endswith("/" + sys.argv[1]) and any(one.startswith(sys.argv[2]) for one in arguments):
         os.kill(int(line.parent.name), signal.SIGKILL)
         print("killed")
         break
@@ -113,14 +113,16 @@ def test_children_deleted_by_hand_come_back(served: Namespace, operator: Release
             asks.check()
 
 
-def test_models_whose_processes_die_are_revived(served: Namespace, operator: Release, images: Images) -> None:
-    """A member by the agent beside the server; the front model by a new start of the server, which nobody else can."""
+def test_what_dies_in_a_pod_comes_back(served: Namespace, operator: Release, images: Images) -> None:
+    """A member and the front model by the agent beside the server, the server by a new start of its container."""
     with operator.explained(served):
         [one, _], before = copies(served), restarts(served)
-        assert killed(served, one, f"{NAME}-") == "killed"  # its models are named after the search
-        served.wait_told(KIND, NAME, Told("Ready", "True", "Serving", ("revived dead models",)), REVIVED_SECONDS)
+        for times, model in enumerate((f"{NAME}-", f"{NAME}_"), 1):  # members are named after the search
+            kill(served, one, "triton_python_backend_stub", model)
+            told = Told("Ready", "True", "Serving", (f"revived dead models, {times} times",))
+            served.wait_told(KIND, NAME, told, REVIVED_SECONDS)
         assert restarts(served) == before
-        assert killed(served, one, f"{NAME}_") == "killed"
+        kill(served, one, "tritonserver", "--id=")
         until("the server has started again", REVIVED_SECONDS, lambda: restarts(served) == before + 1 or None)
         until("both copies answer", REVIVED_SECONDS, lambda: answering(served, 2))
         with asking(served, images) as asks:
@@ -224,9 +226,10 @@ def is_ready(pod: Manifest) -> bool:
     return any((one["type"], one["status"]) == ("Ready", "True") for one in pod["status"].get("conditions", ()))
 
 
-def killed(namespace: Namespace, pod: str, model: str) -> str:
-    """End the process of a model of that prefix at once; says so if there is one."""
-    return namespace.kubectl("exec", pod, "--container=triton", "--", "python", "-c", KILL, model).strip()
+def kill(namespace: Namespace, pod: str, program: str, argument: str) -> None:
+    """End the process at once that runs a program with an argument that begins so."""
+    command = ("--container=triton", "--", "python", "-c", KILL, program, argument)
+    assert namespace.kubectl("exec", pod, *command).strip() == "killed"
 
 
 def restarts(namespace: Namespace) -> int:
