@@ -20,9 +20,8 @@ from ensemble_operator.engine import RETRY_SECONDS, Engine
 from ensemble_operator.settings import VARIABLES, Settings, settings_from
 
 Answer = TypeVar("Answer")
-CLOSING_SECONDS = (
-    0.25  # for TLS connections to say goodbye, which closed sessions do not wait for (aiohttp's own advice)
-)
+# For TLS connections to say goodbye: a closed session does not wait for that (aiohttp's own advice).
+CLOSING_SECONDS = 0.25
 DESCRIPTION = (
     "Manages HPOSearch, EnsembleSelection and EnsembleDeployment resources of the cluster in which it runs, or else of"
     " the one that $KUBECONFIG names. It is told everything by environment variables."
