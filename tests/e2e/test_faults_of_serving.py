@@ -114,17 +114,13 @@ def test_children_deleted_by_hand_come_back(served: Namespace, operator: Release
 
 
 def test_what_dies_in_a_pod_comes_back(served: Namespace, operator: Release, images: Images) -> None:
-    """A member and the front model by the agent beside the server, the server by a new start of its container."""
+    """A member or the front model by the agent, or with its server if that waits for it; the server by the kubelet."""
+    python = "triton_python_backend_stub"
     with operator.explained(served):
-        [one, _], before = copies(served), restarts(served)
-        for times, model in enumerate((f"{NAME}-", f"{NAME}_"), 1):  # members are named after the search
-            kill(served, one, "triton_python_backend_stub", model)
-            told = Told("Ready", "True", "Serving", (f"revived dead models, {times} times",))
-            served.wait_told(KIND, NAME, told, REVIVED_SECONDS)
-        assert restarts(served) == before
-        kill(served, one, "tritonserver", "--id=")
-        until("the server has started again", REVIVED_SECONDS, lambda: restarts(served) == before + 1 or None)
-        until("both copies answer", REVIVED_SECONDS, lambda: answering(served, 2))
+        [one, _] = copies(served)
+        dies_and_comes_back(served, one, python, f"{NAME}-")  # members are named after the search
+        dies_and_comes_back(served, one, python, f"{NAME}_")  # the front model after the deployment
+        dies_and_comes_back(served, one, "tritonserver", "--id=")
         with asking(served, images) as asks:
             asks.wait_answers(5, 60)
             asks.check()
@@ -226,15 +222,27 @@ def is_ready(pod: Manifest) -> bool:
     return any((one["type"], one["status"]) == ("Ready", "True") for one in pod["status"].get("conditions", ()))
 
 
-def kill(namespace: Namespace, pod: str, program: str, argument: str) -> None:
-    """End the process at once that runs a program with an argument that begins so."""
+def dies_and_comes_back(namespace: Namespace, pod: str, program: str, argument: str) -> None:
+    """End the process at once that runs a program with an argument that begins so, and wait for what is to follow."""
+    before = repairs(namespace)
+    until(f"{argument} is killed", REVIVED_SECONDS, lambda: kill(namespace, pod, program, argument) or None)
+    until("that is noticed", REVIVED_SECONDS, lambda: repairs(namespace) > before or None)
+    until("both copies answer", REVIVED_SECONDS, lambda: answering(namespace, 2))
+
+
+def kill(namespace: Namespace, pod: str, program: str, argument: str) -> bool:
+    """False if there is no such process now."""
     command = ("--container=triton", "--", "python", "-c", KILL, program, argument)
-    assert namespace.kubectl("exec", pod, *command).strip() == "killed"
+    return namespace.kubectl("exec", pod, *command).strip() == "killed"
 
 
-def restarts(namespace: Namespace) -> int:
-    """How often containers of the serving pods have ended by themselves."""
-    return sum(one["restartCount"] for pod in namespace.pods(SERVING) for one in pod["status"]["containerStatuses"])
+def repairs(namespace: Namespace) -> int:
+    """How often containers of the serving pods have ended by themselves, and agents have revived models."""
+    pods = namespace.pods(SERVING)
+    restarts = sum(one["restartCount"] for pod in pods for one in pod["status"]["containerStatuses"])
+    [name] = [one["metadata"]["name"] for one in namespace.list("deployments", SERVING)]
+    reports = (namespace.get("configmap", f"{name}-report") or {}).get("data", {}).values()
+    return restarts + sum(json.loads(text)["progress"]["summary"]["revivals"] for text in reports)
 
 
 def ready_message(namespace: Namespace) -> str:
