@@ -29,12 +29,11 @@ from ensemble_operator.pods import (
     shared_memory,
     workload_container,
 )
-from ensemble_operator.readings import read_time
+from ensemble_operator.readings import conditions_by_type, read_time
 from ensemble_operator.reports import Report, typed
 from ensemble_operator.revisions import Look
 from ensemble_operator.serving import Allocation, Served, device_pod, image
 from ensemble_operator.settings import Settings
-from ensemble_operator.status import conditions_of
 from ensemble_operator.storages import Resolved, named_searches, reference, resolve
 from ensemble_operator.workload import LOOK_AGAIN, Start, Wish, maps
 from ensemble_operator.world import Manifest, Ref, World
@@ -154,13 +153,9 @@ def _status(manifest: Manifest) -> EnsembleSelectionStatus | None:
         return None
 
 
-def _conditions(manifest: Manifest) -> dict[str, Manifest]:
-    return {one["type"]: one for one in conditions_of(manifest)}
-
-
 def _why(manifest: Manifest) -> str:
     """What a selection that has no result says itself."""
-    message = _conditions(manifest).get("Ready", {}).get("message", "")
+    message = conditions_by_type(manifest).get("Ready", {}).get("message", "")
     return f": {message}" if message else ""
 
 
@@ -168,7 +163,7 @@ def _waits(manifest: Manifest) -> str:
     """Why nothing new should be begun with the result that a selection has; empty if it may be."""
     if outdated := _outdated(manifest):
         return outdated
-    progressing, name = _conditions(manifest).get("Progressing", {}), manifest["metadata"]["name"]
+    progressing, name = conditions_by_type(manifest).get("Progressing", {}), manifest["metadata"]["name"]
     if progressing.get("status") == "True" and progressing.get("reason") in RUNS_AGAIN:
         return f"waits for EnsembleSelection {name}, which is at work on a new result"
     return ""
@@ -179,7 +174,7 @@ def _outdated(manifest: Manifest) -> str:
 
     With other sources or limits it says nothing of the present one.
     """
-    ready, name = _conditions(manifest).get("Ready", {}), manifest["metadata"]["name"]
+    ready, name = conditions_by_type(manifest).get("Ready", {}), manifest["metadata"]["name"]
     # No budget has an ensemble, but there is a best single model.
     empty = ready.get("reason") == reasons.NO_ENSEMBLE
     if workload.is_ready(manifest) or (empty and workload.is_told_now(manifest, ready)):
