@@ -29,12 +29,11 @@ from ensemble_operator.pods import (
     shared_memory,
     workload_container,
 )
-from ensemble_operator.readings import read_time
+from ensemble_operator.readings import conditions_by_type, read_time
 from ensemble_operator.reports import Report, typed
 from ensemble_operator.revisions import Look
 from ensemble_operator.serving import Allocation, Served, device_pod, image
 from ensemble_operator.settings import Settings
-from ensemble_operator.status import conditions_of
 from ensemble_operator.storages import Resolved, named_searches, reference, resolve
 from ensemble_operator.workload import LOOK_AGAIN, Start, Wish, maps
 from ensemble_operator.world import Manifest, Ref, World
@@ -132,6 +131,8 @@ def find_ensemble(world: World[EnsembleDeployment]) -> Ensemble | Aim:
         known = f"EnsembleSelection {name} has no budget {budget}; there is {', '.join([*wanted, BEST_SINGLE])}"
         return _stuck(reasons.BUDGET_UNKNOWN, known)
     if budget != BEST_SINGLE and not chosen[budget].members:
+        if outdated := _outdated(manifest):
+            return Aim(reason=reasons.SELECTION_NOT_READY, message=outdated)
         why = chosen[budget].reason or "no reason is given"
         return _stuck(reasons.NO_ENSEMBLE, f"the budget {budget} of EnsembleSelection {name} has no ensemble: {why}")
     searches = named_searches(selection.spec)
@@ -157,30 +158,33 @@ def _status(manifest: Manifest) -> EnsembleSelectionStatus | None:
         return None
 
 
-def _conditions(manifest: Manifest) -> dict[str, Manifest]:
-    return {one["type"]: one for one in conditions_of(manifest)}
-
-
 def _why(manifest: Manifest) -> str:
     """What a selection that has no result says itself."""
-    message = _conditions(manifest).get("Ready", {}).get("message", "")
+    message = conditions_by_type(manifest).get("Ready", {}).get("message", "")
     return f": {message}" if message else ""
 
 
 def _waits(manifest: Manifest) -> str:
-    """Why nothing new should be begun with the result that a selection has; empty if it may be.
-
-    The result may be of an earlier document, with other sources: then it says nothing of the present one.
-    """
-    conditions, name = _conditions(manifest), manifest["metadata"]["name"]
-    ready, progressing = conditions.get("Ready", {}), conditions.get("Progressing", {})
-    # No budget has an ensemble, but there is a best single model.
-    empty = ready.get("reason") == reasons.NO_ENSEMBLE
-    if not workload.is_ready(manifest) and not (empty and workload.is_told_now(manifest, ready)):
-        return f"waits until EnsembleSelection {name} has a result of its present specification{_why(manifest)}"
+    """Why nothing new should be begun with the result that a selection has; empty if it may be."""
+    if outdated := _outdated(manifest):
+        return outdated
+    progressing, name = conditions_by_type(manifest).get("Progressing", {}), manifest["metadata"]["name"]
     if progressing.get("status") == "True" and progressing.get("reason") in RUNS_AGAIN:
         return f"waits for EnsembleSelection {name}, which is at work on a new result"
     return ""
+
+
+def _outdated(manifest: Manifest) -> str:
+    """Whether a selection's result is of an earlier document, in words; empty if it is of the present one.
+
+    With other sources or limits it says nothing of the present one.
+    """
+    ready, name = conditions_by_type(manifest).get("Ready", {}), manifest["metadata"]["name"]
+    # No budget has an ensemble, but there is a best single model.
+    empty = ready.get("reason") == reasons.NO_ENSEMBLE
+    if workload.is_ready(manifest) or (empty and workload.is_told_now(manifest, ready)):
+        return ""
+    return f"waits until EnsembleSelection {name} has a result of its present specification{_why(manifest)}"
 
 
 def find_allocation(world: World[EnsembleDeployment], look: Look, ensemble: Ensemble) -> Aim:

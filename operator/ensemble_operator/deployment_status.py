@@ -23,7 +23,7 @@ from ensemble_operator.readings import name_of, pods_of
 from ensemble_operator.reports import MOST, Number, Report, Untrusted, Word, read_report, typed
 from ensemble_operator.revisions import Look, Record
 from ensemble_operator.rollout import Seen, Step, trouble
-from ensemble_operator.serving import Allocation, child_of, endpoint
+from ensemble_operator.serving import Allocation, child_of, endpoint, service_name
 from ensemble_operator.verdicts import Verdicts
 from ensemble_operator.world import Verdict, World
 
@@ -46,7 +46,8 @@ def find_state(world: World[EnsembleDeployment], look: Look, aim: Aim) -> State:
     if target not in there:
         return State(reasons.ROLLING_OUT, f"a new revision, {target}, is being made", True, False)
     new = there[target]
-    counted = f"{new.answering} of {new.wanted} copies answer"
+    unreachable = f"; there is no Service {service_name(look.owner)} yet" if look.selected is None else ""
+    counted = f"{new.answering} of {new.wanted} copies answer{unreachable}"
     if new.complete and look.selected == target and len(there) == 1:
         return State(reasons.SERVING, counted, False, False)
     pods = pods_of(world.of_kind("Pod"), REVISION, target)
@@ -61,7 +62,8 @@ def find_state(world: World[EnsembleDeployment], look: Look, aim: Aim) -> State:
         advice = f"see `kubectl logs deployment/{child_of(look.owner, target)} --all-containers`"
         slow = "raise rollout.progressDeadlineSeconds if it is only slow"
         return State(reasons.ROLLOUT_FAILED, f"{late}; {advice}, or {slow}", False, True)
-    reason = reasons.SCALING if new.proven and set(there) == {target} else reasons.ROLLING_OUT
+    scales = new.proven and look.selected == target and set(there) == {target}
+    reason = reasons.SCALING if scales else reasons.ROLLING_OUT
     return State(reason, f"{counted}{note}", True, False)
 
 
@@ -74,18 +76,19 @@ def _way_out(world: World[EnsembleDeployment], look: Look, aim: Aim, reason: str
     return "; the old copies hold devices until the new ones answer: rollout.strategy: Recreate gives them up first"
 
 
-def conclude(world: World[EnsembleDeployment], look: Look, aim: Aim, step: Step, state: State) -> Verdicts:
+def conclude(world: World[EnsembleDeployment], look: Look, aim: Aim, state: State) -> Verdicts:
     """What is to be said.
 
     Ready tells whether requests are answered as the document asks: also while a newer selection of the same document is
-    on its way, but not by a revision of an earlier document.
+    on its way, but not by a revision of an earlier document. It counts where the Service that is there sends them, not
+    where it should: the name may be somebody else's.
     """
     if world.resource.spec.suspend:
         return verdicts.stopped(reasons.SUSPENDED, "no pod runs; spec.suspend: false starts them again", False)
     ready = Verdict("Ready", "False", state.reason, state.message)
-    serving, record = look.there.get(step.selected or ""), look.records.get(step.selected or "")
+    serving, record = look.there.get(look.selected or ""), look.records.get(look.selected or "")
     if serving is not None and serving.answering:
-        as_asked = step.selected == aim.target or (record is not None and record.wish == wish_of(world))
+        as_asked = look.selected == aim.target or (record is not None and record.wish == wish_of(world))
         if as_asked:
             ready = Verdict("Ready", "True", reasons.SERVING, _serving(world, look, serving, record))
         else:
@@ -100,7 +103,8 @@ def conclude(world: World[EnsembleDeployment], look: Look, aim: Aim, step: Step,
 def _serving(world: World[EnsembleDeployment], look: Look, serving: Seen, record: Record | None) -> str:
     """What is served, in a sentence."""
     spec = world.resource.spec.serving
-    told = f"{serving.answering} of {serving.wanted} copies answer at {endpoint(look.owner, spec)}"
+    told = f"{serving.answering} of {serving.wanted} copies answer"
+    told += f" at {endpoint(look.owner, look.service)}" if look.service is not None else ""
     summary = _summary(_agent_reports(world, look.owner, record))
     if summary.revivals:
         told += f"; the agent has revived dead models, {summary.revivals} times"
@@ -154,7 +158,7 @@ def fields(world: World[EnsembleDeployment], look: Look, aim: Aim, step: Step) -
     deployment = look.deployments.get(step.selected or "", {})
     summary = _summary(_agent_reports(world, look.owner, record))
     content = EnsembleDeploymentStatus(
-        endpoint=None if step.selected is None else endpoint(look.owner, world.resource.spec.serving),
+        endpoint=None if look.service is None else endpoint(look.owner, look.service),
         ready_replicas=None if step.selected is None else (deployment.get("status") or {}).get("readyReplicas", 0),
         loaded=tuple(LoadedModel(**one.model_dump()) for one in summary.loaded) if deployment else (),
     )

@@ -19,6 +19,7 @@ from ensemble_operator.names import CHILD
 from ensemble_operator.revisions import Look, look_at, rebuilt
 from ensemble_operator.rollout import Step, next_step
 from ensemble_operator.serving import (
+    Ports,
     build_autoscaler,
     build_deployment,
     build_disruption_budget,
@@ -28,6 +29,7 @@ from ensemble_operator.serving import (
     build_service,
     build_service_monitor,
     child_of,
+    ports_of,
 )
 from ensemble_operator.storages import named_searches
 from ensemble_operator.workload import LOOK_AGAIN
@@ -71,7 +73,7 @@ def _decide(world: World[EnsembleDeployment]) -> Decision:
     return Decision(
         objects=(*aim.objects, *desired(world, look, aim, step)),
         keep=aim.keep | _kept(world, look, step, aim.target),
-        conditions=conclude(world, look, aim, step, state),
+        conditions=conclude(world, look, aim, state),
         status=fields(world, look, aim, step),
         again_after=workload.look_again(world, again_after),
     )
@@ -96,12 +98,23 @@ def desired(world: World[EnsembleDeployment], look: Look, aim: Aim, step: Step) 
             yield build_deployment(served, replicas_of(world.resource.spec, look, revision))
     if selected is None:
         return
-    yield build_service(owner, serving, selected)
+    yield build_service(owner, serving, selected, announced(world, look, target, selected))
     yield build_disruption_budget(owner, selected)
     if serving.autoscaling is not None and selected in step.revisions:
         yield build_autoscaler(owner, serving.autoscaling, selected)
     if serving.monitoring.service_monitor and "ServiceMonitor" in world.capabilities:
         yield build_service_monitor(owner, serving.monitoring.interval_seconds)
+
+
+def announced(world: World[EnsembleDeployment], look: Look, target: str | None, selected: str) -> Ports:
+    """The ports of the Service: those of the revision that it sends requests to, so that both change at once.
+
+    A revision without pods, as while the deployment is suspended, keeps those that the Service has.
+    """
+    wanted = ports_of(world.resource.spec.serving)
+    if selected == target:
+        return wanted
+    return look.ports.get(selected) or (look.service if selected == look.selected else None) or wanted
 
 
 def replicas_of(spec: EnsembleDeploymentSpec, look: Look, revision: str) -> int:

@@ -14,7 +14,7 @@ LONGEST_NAME = 200
 
 
 def transitions(body: Manifest, before: Sequence[Manifest], after: Sequence[Manifest], now: datetime) -> list[Manifest]:
-    """An event for each condition whose status or reason has changed, one of several that say the same.
+    """An event for each condition with a message whose status or reason has changed, one of several that say the same.
 
     Its name tells the transition, so one that is made again, because the operator ended before it wrote the status,
     is no second event.
@@ -30,6 +30,8 @@ def transitions(body: Manifest, before: Sequence[Manifest], after: Sequence[Mani
 
 
 def _worth_telling(before: Manifest | None, after: Manifest) -> bool:
+    if not after["message"]:
+        return False
     if before is None:
         return (after["type"], after["status"]) != ("Degraded", "False")
     return any(before[field] != after[field] for field in ("status", "reason"))

@@ -98,7 +98,7 @@ def conclude(world: World[HPOSearch], start: Start, told: Start | None, engine: 
     if spec.suspend:
         return verdicts.stopped(reasons.SUSPENDED, "what is trained is kept; spec.suspend: false continues", False)
     if outcome.state == "Failed":
-        return verdicts.stopped(reasons.TRAINING_FAILED, f"{outcome.message}\n{workload.advice(start)}", True)
+        return verdicts.stopped(reasons.TRAINING_FAILED, f"{outcome.message}\n{_advice(start)}", True)
     if engine is None:
         advice = "spec.engine is rayjob, but the cluster has no RayJob; install KubeRay, or use engine: job"
         return verdicts.stopped(reasons.KUBERAY_MISSING, advice, degraded=True)
@@ -106,6 +106,11 @@ def conclude(world: World[HPOSearch], start: Start, told: Start | None, engine: 
         message = f"{line}; {outcome.message}" if outcome.message else line
         return verdicts.progressing(reasons.TRAINING, message)
     return workload.waiting(world, start)
+
+
+def _advice(start: Start) -> str:
+    """How to have a failed search tried again: most of what decides on its models cannot be changed."""
+    return f"{workload.advice(start)}; if a field is wrong that cannot be changed, make a new HPOSearch"
 
 
 def losses(start: Start, known: Sequence[Start]) -> list[Start]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -243,7 +244,7 @@ def _ending(pod: Manifest, now: datetime) -> Outcome:
 def _without_pod(child: Manifest, begun: bool, now: datetime) -> Outcome:
     """Of a workload that may run and has no pod: not yet, or between two of them."""
     kind, name = child["kind"], name_of(child)
-    advice = f"`kubectl describe {kind.lower()} {name}` tells why"
+    advice = f"`kubectl describe {_told_by(child)}` tells why"
     if begun:
         return Outcome("Waiting", reasons.STARTING, f"{kind} {name} has no pod now; if that lasts, {advice}")
     # Kubernetes sets the start anew when a queue lets a Job go.
@@ -251,6 +252,13 @@ def _without_pod(child: Manifest, begun: bool, now: datetime) -> Outcome:
     overdue = since is not None and now - since > PATIENCE
     told = f"{kind} {name} has no pod yet" + (f"; {advice}" if overdue else "")
     return Outcome("Waiting", reasons.STARTING, told, blocked=overdue)
+
+
+def _told_by(child: Manifest) -> str:
+    """The objects whose events tell why a workload has no pod: of a RayJob its cluster's too, which makes the pods."""
+    kind, name = child["kind"].lower(), name_of(child)
+    cluster = clean(str((child.get("status") or {}).get("rayClusterName") or ""))
+    return f"{kind}/{name} raycluster/{cluster}" if cluster else f"{kind} {name}"
 
 
 def _queued(child: Manifest) -> Outcome:
@@ -262,7 +270,7 @@ def _queued(child: Manifest) -> Outcome:
 def _place(manifest: Manifest) -> str:
     """Where an object waits; empty if Kueue does not queue it."""
     queue = (manifest["metadata"].get("labels") or {}).get(KUEUE_LABELS[0])
-    return f"waits in Kueue's queue {queue}; `kubectl get workloads` shows its place" if queue else ""
+    return f"waits in Kueue's queue {queue}; `kubectl describe workloads` tells why" if queue else ""
 
 
 def _lost(child: Manifest, report: Report | None, message: str, when: object) -> Outcome:
@@ -308,6 +316,7 @@ def _without_node(pod: Manifest, now: datetime) -> timedelta | None:
 
 
 _IMAGE = ("ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
+_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)"', re.IGNORECASE)
 _CONFIG = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
 
 
@@ -318,9 +327,7 @@ def _troubles(pod: Manifest, now: datetime) -> Iterator[Outcome]:
         yield Outcome("Waiting", reasons.QUEUED, _place(pod) or clean(held))
     waits = _without_node(pod, now)
     if waits is not None and waits >= ROOM_SEEN:
-        said = clean(str(conditions_by_type(pod, "False")["PodScheduled"].get("message", "")), 1024)
-        advice = f"no node takes pod {name_of(pod)}: {said} It waits for room; ask for less if there will be none"
-        yield Outcome("Waiting", reasons.UNSCHEDULABLE, advice, blocked=waits > PATIENCE)
+        yield _homeless(pod, waits > PATIENCE)
     for status in container_statuses(pod):
         waiting = (status.get("state") or {}).get("waiting") or {}
         said = clean(f"{waiting.get('reason')}: {waiting.get('message', '')}", 1024)
@@ -330,6 +337,22 @@ def _troubles(pod: Manifest, now: datetime) -> Iterator[Outcome]:
         if waiting.get("reason") in _CONFIG:
             advice = f"container {status.get('name')} of pod {name_of(pod)} cannot be started ({said})"
             yield Outcome("Waiting", reasons.CONTAINER_CONFIG_FAILED, clean(advice), blocked=True)
+
+
+def _homeless(pod: Manifest, blocked: bool) -> Outcome:
+    """Of a pod that no node takes: for want of a claim, which no room helps, or of room."""
+    said = clean(str(conditions_by_type(pod, "False")["PodScheduled"].get("message", "")), 1024)
+    # The scheduler appends the error of a preemption that it tried in vain.
+    sentence = (said.removesuffix(" not found") if said.endswith(". not found") else said).rstrip(".")
+    told = f"no node takes pod {name_of(pod)}: {sentence}."
+    if "persistentvolumeclaim" not in said.lower():
+        advice = f"{told} It waits for room; ask for less if there will be none"
+        return Outcome("Waiting", reasons.UNSCHEDULABLE, advice, blocked)
+    volumes = (pod.get("spec") or {}).get("volumes") or ()
+    mounted = [one["persistentVolumeClaim"]["claimName"] for one in volumes if "persistentVolumeClaim" in one]
+    claims = " ".join(_CLAIM.findall(said) or dict.fromkeys(mounted))
+    advice = f"{told} Make the claim, or see what is wrong with it: `kubectl describe pvc {claims}`"
+    return Outcome("Waiting", reasons.CLAIM_NOT_READY, advice, blocked)
 
 
 def _last_words(report: Report | None, pods: Sequence[Manifest]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ensemble_core.api.ensembledeployment import EnsembleDeployment
@@ -16,6 +16,7 @@ from ensemble_operator.serving import (
     STORAGES_KEY,
     WISH,
     Allocation,
+    Ports,
     Served,
     child_of,
     read_storages,
@@ -54,12 +55,16 @@ class Look:
         records: By revision, the newest first.
         deployments: By revision.
         selected: The revision that the Service sends requests to; none if there is no Service.
+        service: The ports of the Service; none if there is no Service.
+        ports: By revision, of those that have a Deployment, as their pods have them.
     """
 
     owner: Owner
     records: Mapping[str, Record]
     deployments: Mapping[str, Manifest]
     selected: str | None
+    service: Ports | None
+    ports: Mapping[str, Ports]
 
     @property
     def there(self) -> dict[str, Seen]:
@@ -76,13 +81,27 @@ def look_at(world: World[EnsembleDeployment]) -> Look:
     records = [record for manifest in world.of_kind("ConfigMap") if (record := _record(owner, manifest)) is not None]
     newest = sorted(records, key=lambda record: (record.created, record.revision), reverse=True)
     deployments = {_revision(one): one for one in world.of_kind("Deployment")}
-    service = world.child("Service", service_name(owner)) or {}
+    service = (world.child("Service", service_name(owner)) or {}).get("spec") or {}
+    found = {revision: _ports(_listed(one), "containerPort") for revision, one in deployments.items()}
     return Look(
         owner=owner,
         records={record.revision: record for record in newest},
         deployments={revision: one for revision, one in deployments.items() if revision},
-        selected=((service.get("spec") or {}).get("selector") or {}).get(REVISION),
+        selected=(service.get("selector") or {}).get(REVISION),
+        service=_ports(service.get("ports") or (), "port"),
+        ports={revision: ports for revision, ports in found.items() if ports is not None},
     )
+
+
+def _listed(deployment: Manifest) -> list[Manifest]:
+    """The ports that a Deployment's pods list."""
+    return [port for one in deployment["spec"]["template"]["spec"]["containers"] for port in one.get("ports") or ()]
+
+
+def _ports(listed: Iterable[Manifest], field: str) -> Ports | None:
+    """Ports by their names; none if one is missing, as where somebody else has changed them."""
+    numbers = {one.get("name"): one[field] for one in listed}
+    return Ports(*map(numbers.__getitem__, Ports._fields)) if numbers.keys() >= set(Ports._fields) else None
 
 
 def _record(owner: Owner, manifest: Manifest) -> Record | None:

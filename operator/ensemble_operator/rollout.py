@@ -159,8 +159,8 @@ def trouble(deployment: Manifest, pods: Sequence[Manifest], now: datetime) -> Tr
     waiting = pod_trouble(pods, now)
     if waiting is not None and waiting.reason == reasons.UNSCHEDULABLE:
         return Trouble(reasons.INSUFFICIENT_DEVICES, waiting.message, waiting.blocked)
-    if waiting is not None and waiting.reason == reasons.QUEUED:
-        return Trouble(reasons.QUEUED, waiting.message, waiting.blocked)
+    if waiting is not None and waiting.reason in (reasons.QUEUED, reasons.CLAIM_NOT_READY):
+        return Trouble(waiting.reason, waiting.message, waiting.blocked)
     if waiting is not None:
         return Trouble(failed, waiting.message, waiting.blocked)
     if (words := next(_crashes(pods), None)) is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from pydantic import Field, TypeAdapter
 
@@ -163,9 +163,22 @@ def service_name(owner: Owner) -> str:
     return owner.name if owner.name[0].isalpha() else child_name(owner.name, "serve")
 
 
-def endpoint(owner: Owner, serving: Serving) -> str:
+class Ports(NamedTuple):
+    """By the names that they have in pods and in the Service."""
+
+    http: int
+    grpc: int
+    metrics: int
+
+
+def ports_of(serving: Serving) -> Ports:
+    """Those of the revision that a document makes."""
+    return Ports(serving.http_port, serving.grpc_port, serving.metrics_port)
+
+
+def endpoint(owner: Owner, ports: Ports) -> str:
     """Where clients of the cluster send requests over HTTP."""
-    return f"http://{service_name(owner)}.{owner.namespace}.svc:{serving.http_port}"
+    return f"http://{service_name(owner)}.{owner.namespace}.svc:{ports.http}"
 
 
 # --- a revision -----------------------------------------------------------------------------------------------------
@@ -274,8 +287,7 @@ def _render(served: Served, needs: Resources) -> Manifest:
 
 
 def _triton(served: Served, needs: Resources, shared_mount: Manifest) -> Manifest:
-    serving = served.spec.serving
-    ports = {"http": serving.http_port, "grpc": serving.grpc_port, "metrics": serving.metrics_port}
+    ports = ports_of(served.spec.serving)._asdict()
     loaded = {"httpGet": {"path": f"/v2/models/{served.owner.name}/ready", "port": "http"}, "timeoutSeconds": 5}
     options = [part for name, port in ports.items() for part in (f"--{name}-port", str(port))]
     return container(
@@ -329,12 +341,8 @@ def _spread(owner: Owner) -> Manifest:
 # --- what all revisions share ---------------------------------------------------------------------------------------
 
 
-def build_service(owner: Owner, serving: Serving, revision: str) -> Manifest:
-    """The Service, which sends requests to one revision.
-
-    Ports of pods go by name: those of another revision may have other numbers.
-    """
-    ports = {"http": serving.http_port, "grpc": serving.grpc_port, "metrics": serving.metrics_port}
+def build_service(owner: Owner, serving: Serving, revision: str, ports: Ports) -> Manifest:
+    """The Service, which sends requests to one revision, under the ports of this one."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -343,7 +351,8 @@ def build_service(owner: Owner, serving: Serving, revision: str) -> Manifest:
             "type": serving.service.type,
             "selector": selected_by(owner, revision),
             "ports": [
-                {"name": name, "port": port, "targetPort": name, "protocol": "TCP"} for name, port in ports.items()
+                {"name": name, "port": port, "targetPort": name, "protocol": "TCP"}
+                for name, port in ports._asdict().items()
             ],
         },
     }

@@ -53,7 +53,7 @@ def train_job(owner: Owner, start: Start, resolved: Resolved, spec: HPOSearchSpe
         "ensemble",
         settings.trainer_image,
         settings,
-        Resources(spec.parallel_trial_count * spec.resources_per_trial.cpu, spec.workers.memory_mib, None, devices),
+        Resources(spec.trials_at_a_time * spec.resources_per_trial.cpu, spec.workers.memory_mib, None, devices),
         resolved,
         command=command([TRAIN], owner, report_name(start.child)),
         env=report_env(owner, start.attempt),
@@ -67,9 +67,9 @@ def gpus_at_a_time(spec: HPOSearchSpec) -> int:
     """GPUs for all trials that run at a time; a trial's share lies on one GPU."""
     gpu = spec.resources_per_trial.gpu
     if gpu >= 1 or gpu == 0:
-        return round(spec.parallel_trial_count * gpu)
+        return round(spec.trials_at_a_time * gpu)
     per_gpu = math.floor(1 / max(gpu, LEAST_SHARE) + 1e-9)  # despite roundings
-    return math.ceil(spec.parallel_trial_count / per_gpu)
+    return math.ceil(spec.trials_at_a_time / per_gpu)
 
 
 def train_rayjob(owner: Owner, start: Start, resolved: Resolved, spec: HPOSearchSpec, settings: Settings) -> Manifest:

@@ -275,7 +275,7 @@ def waiting(world: World[Any], start: Start) -> Verdicts:
 
 
 def advice(start: Start) -> str:
-    """How to have a failed workload tried again."""
+    """How to have a failed workload tried again, where every field of its specification can be changed."""
     return f"change the specification, or delete {start.engine} {start.child} to have it tried again as it is"
 
 

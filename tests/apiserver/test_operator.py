@@ -253,10 +253,12 @@ def test_definitions_go_and_come(cluster: Cluster, namespace: str, running: Oper
     """Of what is not there any more nothing is asked; the rest goes on, and what comes back is seen."""
     (definition,) = (one for one in definitions() if one["spec"]["names"]["kind"] == "EnsembleDeployment")
     cluster.undefine(definition["metadata"]["name"])
-    until(lambda: any("has no EnsembleDeployment" in line["message"] for line in running.lines()))
-    cluster.create("HPOSearch", namespace, search("digits"))
-    until(lambda: counts(cluster, namespace) == for_searches(1))
-    cluster.define(definition)
+    try:
+        until(lambda: any("has no EnsembleDeployment" in line["message"] for line in running.lines()))
+        cluster.create("HPOSearch", namespace, search("digits"))
+        until(lambda: counts(cluster, namespace) == for_searches(1))
+    finally:
+        cluster.define(definition)
     cluster.create("EnsembleDeployment", namespace, sample("EnsembleDeployment", "digits"))
     until(lambda: cluster.condition("EnsembleDeployment", namespace, "digits", "Ready"))
     assert running.process.poll() is None

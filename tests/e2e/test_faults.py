@@ -19,6 +19,7 @@ from tests.e2e.test_digits import settled
 
 pytestmark = [pytest.mark.e2e, pytest.mark.nightly, pytest.mark.timeout(1500)]
 
+END_ALL = "import os, signal; os.kill(-1, signal.SIGKILL)"  # but the first, which ends by it, and this one
 KIND, NAME = "HPOSearch", "digits"
 TRAINING = "app.kubernetes.io/managed-by=ensemble-operator,app.kubernetes.io/component=train"
 HEAD = f"{TRAINING},ray.io/node-type=head"
@@ -82,19 +83,21 @@ def test_a_ray_job_survives_preemption_and_the_loss_of_its_head(
     with operator.explained(place):
         place.apply(CLAIM, labelled(search(MANY, **RAY), **{"kueue.x-k8s.io/queue-name": "research"}))
         set_policy(queue, "None")
-        first = wait_trials(place, 1)
+        wait_trials(place, 1)
         set_policy(queue, "HoldAndDrain")
         place.wait_told(KIND, NAME, Told("Progressing", "True", "Queued", ("research",)), 120)
         until("its pods are gone", 90, lambda: True if not place.list("pods", TRAINING) else None)
         assert conditions(place.get(KIND, NAME) or {})["Degraded"]["status"] == "False"
+        first, client = status_of(place)["trialsSucceeded"], on_claim(place, images)
         set_policy(queue, "None")
-        second = wait_trials(place, first + 2)
+        until("the second attempt has trained", TRIAL_SECONDS, lambda: 2 in attempts(client) or None)
+        second = wait_trials(place, first + 1)
         [head] = [pod["metadata"]["name"] for pod in place.pods(HEAD)]
-        place.kubectl("delete", "pod", head, "--force", "--grace-period=0")  # it could finish in its grace
+        place.kubectl("exec", head, "--", "python", "-c", END_ALL)  # a deleted pod has its grace, and could finish
         last = place.wait_ready(KIND, NAME, READY_SECONDS)["status"]
         assert (last["trials"], last["trialsSucceeded"], last["trialsFailed"]) == (MANY, MANY, 0)
         assert last["attempt"] == 3
-        check_trained_once(on_claim(place, images), MANY, first, second)
+        check_trained_once(client, MANY, first, second)
 
 
 def test_keys_that_are_missing_or_wrong(place: Namespace, operator: Release, images: Images) -> None:
@@ -196,6 +199,11 @@ def names(namespace: Namespace, kind: str) -> list[str]:
     """Of what trains and is not about to go."""
     found = [one["metadata"] for one in namespace.list(kind, TRAINING)]
     return sorted(metadata["name"] for metadata in found if "deletionTimestamp" not in metadata)
+
+
+def attempts(client: Client) -> set[int]:
+    """Which attempts have trained the models that there are."""
+    return {record["origin"]["attempt"] for record in client.models()}
 
 
 def check_trained_once(client: Client, trials: int, *ended: int) -> None:

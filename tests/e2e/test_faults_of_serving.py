@@ -34,7 +34,7 @@ for line in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
         program, *arguments = line.read_bytes().decode().split("\\0")
     except OSError:  # it has ended meanwhile
         continue
-    if program.endswith("triton_python_backend_stub") and any(one.startswith(sys.argv[1]) for one in arguments):
+    if program.endswith("/" + sys.argv[1]) and any(one.startswith(sys.argv[2]) for one in arguments):
         os.kill(int(line.parent.name), signal.SIGKILL)
         print("killed")
         break
@@ -113,16 +113,14 @@ def test_children_deleted_by_hand_come_back(served: Namespace, operator: Release
             asks.check()
 
 
-def test_models_whose_processes_die_are_revived(served: Namespace, operator: Release, images: Images) -> None:
-    """A member by the agent beside the server; the front model by a new start of the server, which nobody else can."""
+def test_what_dies_in_a_pod_comes_back(served: Namespace, operator: Release, images: Images) -> None:
+    """A member or the front model by the agent, or with its server if that waits for it; the server by the kubelet."""
+    python = "triton_python_backend_stub"
     with operator.explained(served):
-        [one, _], before = copies(served), restarts(served)
-        assert killed(served, one, "m-0--") == "killed"
-        served.wait_told(KIND, NAME, Told("Ready", "True", "Serving", ("revived dead models",)), REVIVED_SECONDS)
-        assert restarts(served) == before
-        assert killed(served, one, f"{NAME}_") == "killed"
-        until("the server has started again", REVIVED_SECONDS, lambda: restarts(served) == before + 1 or None)
-        until("both copies answer", REVIVED_SECONDS, lambda: answering(served, 2))
+        [one, _] = copies(served)
+        dies_and_comes_back(served, one, python, f"{NAME}-")  # members are named after the search
+        dies_and_comes_back(served, one, python, f"{NAME}_")  # the front model after the deployment
+        dies_and_comes_back(served, one, "tritonserver", "--id=")
         with asking(served, images) as asks:
             asks.wait_answers(5, 60)
             asks.check()
@@ -224,14 +222,27 @@ def is_ready(pod: Manifest) -> bool:
     return any((one["type"], one["status"]) == ("Ready", "True") for one in pod["status"].get("conditions", ()))
 
 
-def killed(namespace: Namespace, pod: str, model: str) -> str:
-    """End the process of a model of that prefix at once."""
-    return namespace.kubectl("exec", pod, "--container=triton", "--", "python", "-c", KILL, model).strip()
+def dies_and_comes_back(namespace: Namespace, pod: str, program: str, argument: str) -> None:
+    """End the process at once that runs a program with an argument that begins so, and wait for what is to follow."""
+    before = repairs(namespace)
+    until(f"{argument} is killed", REVIVED_SECONDS, lambda: kill(namespace, pod, program, argument) or None)
+    until("that is noticed", REVIVED_SECONDS, lambda: repairs(namespace) > before or None)
+    until("both copies answer", REVIVED_SECONDS, lambda: answering(namespace, 2))
 
 
-def restarts(namespace: Namespace) -> int:
-    """How often containers of the serving pods have ended by themselves."""
-    return sum(one["restartCount"] for pod in namespace.pods(SERVING) for one in pod["status"]["containerStatuses"])
+def kill(namespace: Namespace, pod: str, program: str, argument: str) -> bool:
+    """False if there is no such process now."""
+    command = ("--container=triton", "--", "python", "-c", KILL, program, argument)
+    return namespace.kubectl("exec", pod, *command).strip() == "killed"
+
+
+def repairs(namespace: Namespace) -> int:
+    """How often containers of the serving pods have ended by themselves, and agents have revived models."""
+    pods = namespace.pods(SERVING)
+    restarts = sum(one["restartCount"] for pod in pods for one in pod["status"]["containerStatuses"])
+    [name] = [one["metadata"]["name"] for one in namespace.list("deployments", SERVING)]
+    reports = (namespace.get("configmap", f"{name}-report") or {}).get("data", {}).values()
+    return restarts + sum(json.loads(text)["progress"]["summary"]["revivals"] for text in reports)
 
 
 def ready_message(namespace: Namespace) -> str:

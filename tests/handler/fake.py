@@ -13,7 +13,7 @@ from ensemble_operator.world import Decision, Manifest, Others, Ref, Verdict, Wo
 Decide = Callable[[World[Any]], Decision]
 
 
-def verdicts(ready: bool, reason: str, message: str = "") -> tuple[Verdict, Verdict, Verdict]:
+def verdicts(ready: bool, reason: str, message: str = "so it is") -> tuple[Verdict, Verdict, Verdict]:
     return (
         Verdict("Ready", "True" if ready else "False", reason, message),
         Verdict("Progressing", "False" if ready else "True", reason, message),

@@ -96,6 +96,11 @@ def test_conditions_of_one_reason_are_one_event() -> None:
     ]
 
 
+def test_a_condition_that_says_nothing_is_no_event() -> None:
+    broken = (Verdict("Degraded", "True", "Broken", "x"),)
+    assert events(broken, (Verdict("Degraded", "False", "AsExpected", ""),)) == []
+
+
 def test_nothing_new_is_no_event() -> None:
     assert events(verdicts(False, "Training", "1/4"), verdicts(False, "Training", "2/4")) == []
 
@@ -119,7 +124,7 @@ def test_other_transitions_have_other_names() -> None:
     assert len(names) == 6
 
 
-@given(st.text(max_size=2000))
+@given(st.text(min_size=1, max_size=2000))
 def test_notes_are_no_longer_than_the_server_takes(message: str) -> None:
     assert len(events(None, verdicts(True, "Done", message))[0]["note"].encode()) <= 1024
 

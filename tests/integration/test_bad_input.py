@@ -464,12 +464,6 @@ DOCUMENT_CASES = (
         (f"{SEARCH}.dataset.split.heldoutPercent: 40", "below 100 together"),
     ),
     Case(
-        "more at a time than in all",
-        search("parallelTrialCount", 9),
-        (TRAIN, RUN),
-        (f"{SEARCH}.parallelTrialCount: 9 must be at most maxTrialCount",),
-    ),
-    Case(
         "unknown algorithm",
         search("algorithm.name", "hyperbnd"),
         (VALIDATE, TRAIN, RUN),

@@ -76,8 +76,8 @@ def searches(draw: st.DrawFn) -> dict[str, Any]:
         "library": {"storage": draw(storages()), "deletionPolicy": draw(st.sampled_from(["Retain", "Delete"]))},
         "dataset": draw(datasets),
         "maxTrialCount": trials,
-        "maxFailedTrialCount": draw(st.integers(0, trials)),
-        "parallelTrialCount": draw(st.integers(1, min(trials, 64))),
+        "maxFailedTrialCount": draw(st.integers(0, 9)),
+        "parallelTrialCount": draw(st.integers(1, 64)),
         "resourcesPerTrial": {"cpu": cpu, "gpu": gpu},
         "workers": {
             "replicas": draw(st.integers(1, 5)),

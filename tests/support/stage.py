@@ -227,9 +227,9 @@ class Stage(Play):
         made = self.pod(deployment, phase, suffix, **status)
         made["metadata"]["labels"] |= deployment["spec"]["template"]["metadata"]["labels"]
 
-    def unschedulable(self, child: Manifest, since: float = 10) -> None:
-        """The scheduler has found no room for so many seconds."""
-        words = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
+    def unschedulable(self, child: Manifest, since: float = 10, words: str = "1 Insufficient nvidia.com/gpu.") -> None:
+        """The scheduler has found no node for so many seconds."""
+        words = f"0/1 nodes are available: {words}"
         condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": words}
         moment = {"lastTransitionTime": time(self.now - timedelta(seconds=since))}
         self.play_pod(child, "Pending", conditions=[condition | moment])

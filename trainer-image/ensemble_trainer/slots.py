@@ -231,7 +231,7 @@ def ray_slots(worker: Worker, address: str | None) -> Iterator[RaySlots]:
             _connect(address)
             present = float(spec.workers.replicas * spec.workers.gpu)  # their pods may still be on the way
         present = max(present, float(ray.cluster_resources().get("GPU", 0)))  # type: ignore[no-untyped-call]
-        yield RaySlots(worker, spec.parallel_trial_count, wanted.cpu, _share(spec, present))
+        yield RaySlots(worker, spec.trials_at_a_time, wanted.cpu, _share(spec, present))
 
 
 @contextmanager
@@ -320,7 +320,7 @@ def _share(spec: HPOSearchSpec, present: float) -> float:
         return spec.resources_per_trial.gpu
     if present < 1:
         return 0.0
-    trials_per_gpu = math.ceil(spec.parallel_trial_count / present)
+    trials_per_gpu = math.ceil(spec.trials_at_a_time / present)
     return 10_000 // trials_per_gpu / 10_000  # Ray counts ten-thousandths
 
 

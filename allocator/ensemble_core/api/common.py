@@ -48,7 +48,7 @@ Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$", max_length=
 Time = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
 Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
-Port = Annotated[int, Field(ge=1, le=65_535)]
+Port = Annotated[int, Field(ge=1024, le=65_535)]  # those below are for root, which no container is
 
 
 def resolved(path: str, info: ValidationInfo) -> str:

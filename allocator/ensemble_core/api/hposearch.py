@@ -355,15 +355,6 @@ def _condition_of_nothing(spec: HPOSearchSpec) -> object:
     return next((f"{one.parameter} in {', '.join(map(str, one.in_))}" for one in broken), None)
 
 
-def _at_most_max_trial_count(field: str) -> Rule:
-    return Rule(
-        field,
-        "must be at most maxTrialCount",
-        f"self.{field} <= self.maxTrialCount",
-        lambda spec: value_at(spec, field) <= spec.max_trial_count,
-    )
-
-
 class HPOSearchSpec(Workload):
     """What is searched, for how long, and on what."""
 
@@ -387,8 +378,6 @@ class HPOSearchSpec(Workload):
             _condition_of_nothing,
         ),
         _first_rungs_within_max_epochs(),
-        _at_most_max_trial_count("parallelTrialCount"),
-        _at_most_max_trial_count("maxFailedTrialCount"),
         Rule("maxTrialCount", "can only be raised", "self.maxTrialCount >= oldSelf.maxTrialCount"),
         immutable("library.storage"),
         immutable("dataset"),
@@ -433,6 +422,11 @@ class HPOSearchSpec(Workload):
         description="In a cluster: a RayJob, or a Job with Ray on one node; `auto` is a RayJob where KubeRay is.",
     )
     seed: Seed = Field(0, description="Seed of proposals, brackets, initial weights and batches.")
+
+    @property
+    def trials_at_a_time(self) -> int:
+        """How many trials ever run at a time: no more than there are in all."""
+        return min(self.parallel_trial_count, self.max_trial_count)
 
 
 class ParameterAssignment(Frozen):

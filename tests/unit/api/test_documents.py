@@ -107,9 +107,10 @@ def test_every_wrong_field_of_every_document_has_a_line(complaints: Complaints) 
 
 
 def test_all_broken_rules_of_an_object_are_told(complaints: Complaints) -> None:
-    assert complaints(SEARCH + "  parallelTrialCount: 9\n  maxFailedTrialCount: 10\n") == [
-        "document 1 (HPOSearch digits): spec.parallelTrialCount: 9 must be at most maxTrialCount",
-        "document 1 (HPOSearch digits): spec.maxFailedTrialCount: 10 must be at most maxTrialCount",
+    assert complaints(SEARCH + "  objectives: [{metric: flops}, {metric: flops}]\n") == [
+        "document 1 (HPOSearch digits): spec.objectives: must begin with a metric of quality: crossEntropy, error,"
+        " macroF1, top5Error",
+        "document 1 (HPOSearch digits): spec.objectives: must not have two items of the same metric: flops",
     ]
 
 

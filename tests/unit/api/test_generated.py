@@ -95,8 +95,8 @@ def test_resources_have_a_status_with_conditions_and_columns_for_people(name: st
     assert conditions["x-kubernetes-list-map-keys"] == ["type"]
     assert "observedGeneration" in conditions["items"]["properties"]
     columns = [column["name"] for column in version["additionalPrinterColumns"]]
-    assert columns[-3:] == ["Ready", "Reason", "Age"]
-    assert len(columns) > 3
+    assert columns[-4:] == ["Ready", "Degraded", "Reason", "Age"]
+    assert len(columns) > 4
 
 
 @pytest.mark.parametrize("name", CRDS)

@@ -176,6 +176,19 @@ def test_ready_tells_of_the_document_and_not_of_a_newer_selection(stage: Stage) 
     assert message(decision, "Ready").endswith("; requests are answered as before")
 
 
+@pytest.mark.parametrize("reason", ["", "SourcesNotReady"])
+def test_a_budget_without_ensemble_is_told_of_the_present_specification_only(stage: Stage, reason: str) -> None:
+    stage.change(selectionRef={"name": "digits", "budgetName": "none"})
+    stage.selection_says("Ready", "False", "NoEnsemble")
+    assert reasons_of(stage.steps()) == ("-NoEnsemble", "-NoEnsemble", "+NoEnsemble")
+    stage.edit_selection(budgets=[{"name": "none", "parametersMillions": 5}])
+    if reason:  # else the selection's own reconcile has not come to it yet
+        stage.selection_says("Ready", "False", reason, "as it is")
+    decision = stage.steps()
+    assert reasons_of(decision) == ("-SelectionNotReady", "+SelectionNotReady", "-AsExpected")
+    assert "until EnsembleSelection digits has a result of its present specification" in message(decision)
+
+
 # --- the Job
 
 
@@ -434,6 +447,81 @@ def test_requests_go_to_new_pods_once_all_answer(stage: Stage) -> None:
     assert (stage.selected(), set(stage.deployments())) == (new, {old, new})  # it still answers who has not heard yet
     stage.step()
     assert (stage.selected(), set(stage.deployments())) == (new, {new})
+    assert reasons_of(stage.steps()) == ("+Serving", "-Serving", "-AsExpected")
+
+
+def announced(stage: Stage) -> int:
+    """The port of the Service for HTTP."""
+    ports = stage.children[Ref("Service", "digits")]["spec"]["ports"]
+    (port,) = [one["port"] for one in ports if one["name"] == "http"]
+    return int(port)
+
+
+def test_the_service_has_the_ports_of_the_revision_that_serves(stage: Stage) -> None:
+    old, new = roll(stage)
+    stage.play_deployment(stage.deployments()[new], answering=0, reason="ProgressDeadlineExceeded")
+    decision = stage.steps()
+    assert reasons_of(decision) == ("-RolloutFailed", "-RolloutFailed", "+RolloutFailed")
+    assert (stage.selected(), announced(stage)) == (old, 8000)
+    assert decision.status["endpoint"] == "http://digits.lab.svc:8000"
+    stage.play_deployment(stage.deployments()[new])
+    stage.step()
+    assert (stage.selected(), announced(stage)) == (new, 9000)
+    decision = stage.steps()
+    assert message(decision, "Ready") == "2 of 2 copies answer at http://digits.lab.svc:9000"
+    assert decision.status["endpoint"] == "http://digits.lab.svc:9000"
+
+
+@pytest.mark.parametrize("gone", ["ConfigMap", "Service"])
+def test_ports_are_those_of_the_pods_also_without_a_record_or_a_service(stage: Stage, gone: str) -> None:
+    old, _ = roll(stage)
+    for place in [place for place in stage.children if place.kind == gone]:
+        del stage.children[place]
+    stage.steps()
+    assert (stage.selected(), announced(stage)) == (old, 8000)
+
+
+def test_ports_change_while_no_pod_runs_with_the_revision(stage: Stage) -> None:
+    """What nobody listens on may as well stay, until the new revision gets requests."""
+    old = stage.serve()
+    stage.change(suspend=True)
+    stage.steps()
+    stage.change(serving={"replicas": 2, "httpPort": 9000})
+    assert stage.steps().status["endpoint"] == "http://digits.lab.svc:8000"
+    assert (stage.selected(), announced(stage)) == (old, 8000)
+    stage.change(suspend=False)
+    new = stage.serve()
+    assert new != old
+    assert (stage.selected(), announced(stage)) == (new, 9000)
+
+
+def test_recreated_pods_bring_their_ports(stage: Stage) -> None:
+    stage.change(rollout={"strategy": "Recreate"})
+    old = stage.serve()
+    stage.change(serving={"replicas": 2, "httpPort": 9000})
+    stage.step()
+    assert (stage.selected(), announced(stage)) == (old, 8000)  # which may still answer
+    stage.step()
+    assert (stage.selected(), announced(stage)) == (*stage.deployments(), 9000)
+
+
+def test_ports_that_somebody_changes_are_put_right(stage: Stage) -> None:
+    stage.serve()
+    service = stage.children[Ref("Service", "digits")]
+    service["spec"]["ports"] = [{"name": "web", "port": 80}]
+    service["metadata"]["annotations"].pop("ensemble-operator.io/applied", None)
+    assert "endpoint" not in stage.step().status
+    assert stage.steps().status["endpoint"] == "http://digits.lab.svc:8000"
+    assert announced(stage) == 8000
+
+
+def test_nothing_is_served_without_a_service(stage: Stage) -> None:
+    stage.serve()
+    stage.remove(stage.children[Ref("Service", "digits")])
+    decision = stage.step()
+    assert reasons_of(decision) == ("-RollingOut", "+RollingOut", "-AsExpected")
+    assert message(decision) == "2 of 2 copies answer; there is no Service digits yet"
+    assert "endpoint" not in decision.status
     assert reasons_of(stage.steps()) == ("+Serving", "-Serving", "-AsExpected")
 
 

@@ -209,6 +209,18 @@ Rollouts.TestCase.settings = settings(max_examples=25, stateful_step_count=25, s
 TestRollouts = Rollouts.TestCase
 
 
+def test_copies_without_their_claim_do_not_ask_for_devices() -> None:
+    stage = Stage.set()
+    stage.steps()
+    stage.optimised()
+    stage.steps()
+    (deployment,) = stage.deployments().values()
+    stage.unschedulable(deployment, since=61, words='persistentvolumeclaim "libraries" not found. not found')
+    decision = stage.steps()
+    assert reasons_of(decision) == ("-ClaimNotReady", "-ClaimNotReady", "+ClaimNotReady")
+    assert "`kubectl describe pvc libraries`" in decision.conditions[2].message
+
+
 def test_four_gpus_for_one_revision_at_a_time() -> None:
     """On a node whose GPUs one pod holds, a newer selection waits; `Recreate` lets it have them."""
     stage = Stage.set(serving={"replicas": 1})

@@ -36,6 +36,7 @@ from ensemble_operator.serving import (
     child_of,
     device_pod,
     endpoint,
+    ports_of,
 )
 from ensemble_operator.storages import reference, resolve
 from ensemble_operator.workload import Start
@@ -240,26 +241,28 @@ def test_the_users_topology_stands_alone() -> None:
 
 
 def test_service() -> None:
-    one = served(serving={"httpPort": 80, "service": {"type": "NodePort", "annotations": {"a": "b"}}})
-    made = build_service(one.owner, one.spec.serving, "0a")
+    one = served(serving={"httpPort": 8080, "service": {"type": "NodePort", "annotations": {"a": "b"}}})
+    made = build_service(one.owner, one.spec.serving, "0a", ports_of(one.spec.serving))
     assert made["metadata"]["name"] == "digits"
     assert made["metadata"]["annotations"] == {"a": "b"}
     assert made["spec"]["type"] == "NodePort"
     assert made["spec"]["selector"] == OURS | {"ensemble-operator.io/revision": "0a"}
     assert [(port["name"], port["port"], port["targetPort"]) for port in made["spec"]["ports"]] == [
-        ("http", 80, "http"),
+        ("http", 8080, "http"),
         ("grpc", 8001, "grpc"),
         ("metrics", 8002, "metrics"),
     ]
-    assert endpoint(one.owner, one.spec.serving) == "http://digits.lab.svc:80"
+    assert endpoint(one.owner, ports_of(one.spec.serving)) == "http://digits.lab.svc:8080"
 
 
 def test_a_service_of_a_name_that_begins_with_a_digit_is_nobody_elses() -> None:
     one, other = served("3d"), served("e3d")
-    name = build_service(one.owner, one.spec.serving, "0a")["metadata"]["name"]
+    name = build_service(one.owner, one.spec.serving, "0a", ports_of(one.spec.serving))["metadata"]["name"]
     assert re.fullmatch("e3d-[0-9a-f]{6}-serve", name)
-    assert endpoint(one.owner, one.spec.serving) == f"http://{name}.lab.svc:8000"
-    assert build_service(other.owner, other.spec.serving, "0a")["metadata"]["name"] == "e3d"
+    assert endpoint(one.owner, ports_of(one.spec.serving)) == f"http://{name}.lab.svc:8000"
+    assert (
+        build_service(other.owner, other.spec.serving, "0a", ports_of(other.spec.serving))["metadata"]["name"] == "e3d"
+    )
 
 
 def test_disruption_budget() -> None:
@@ -292,7 +295,7 @@ def test_autoscaler() -> None:
 
 def test_service_monitor() -> None:
     made = build_service_monitor(owner(), 15)
-    service = build_service(owner(), served().spec.serving, "0a")
+    service = build_service(owner(), served().spec.serving, "0a", ports_of(served().spec.serving))
     assert made["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
     assert made["spec"]["endpoints"] == [{"port": "metrics", "path": "/metrics", "interval": "15s"}]
 
@@ -316,7 +319,7 @@ def test_record() -> None:
         lambda one: replace(one, allocation=one.allocation.model_copy(update={"memory_mib": 5.0})),
         lambda one: replace(one, resolved=replace(one.resolved, text="other")),
         lambda one: replace(one, settings=replace(one.settings, core_image="core:2")),
-        lambda one: replace(one, spec=served(serving={"grpcPort": 1}).spec),
+        lambda one: replace(one, spec=served(serving={"grpcPort": 9001}).spec),
         lambda one: replace(one, spec=served(podOverrides={"annotations": {"a": "b"}}).spec),
     ],
 )
@@ -352,7 +355,7 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
         }
         for i in range(draw(st.integers(1, 4)))
     ]
-    ports = draw(st.lists(st.integers(1, 65535), min_size=3, max_size=3, unique=True))
+    ports = draw(st.lists(st.integers(1024, 65535), min_size=3, max_size=3, unique=True))
     serving = dict(zip(("httpPort", "grpcPort", "metricsPort"), ports, strict=True))
     image = draw(st.one_of(st.none(), st.text(min_size=1, max_size=40)))
     return draw(workloads()) | {"devices": devices, "serving": serving | ({"image": image} if image else {})}

@@ -108,6 +108,12 @@ def built(**spec: Any) -> Manifest:
     return made
 
 
+def test_a_job_takes_no_more_than_all_of_its_trials_need() -> None:
+    made = built(engine="job", maxTrialCount=1, resourcesPerTrial={"cpu": 2, "gpu": 1})
+    (main,) = made["spec"]["template"]["spec"]["containers"]
+    assert (main["resources"]["requests"]["cpu"], main["resources"]["limits"]["nvidia.com/gpu"]) == ("2000m", "1")
+
+
 def test_the_pod_of_a_job_field_by_field() -> None:
     made = built(
         engine="job",

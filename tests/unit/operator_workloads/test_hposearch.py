@@ -536,7 +536,7 @@ def test_a_failed_search_says_why_and_is_tried_again_when_its_rayjob_is_deleted(
     name = child["metadata"]["name"]
     assert decision.conditions[2].message == (
         "spec.dataset: no such folder\nTraceback\nchange the specification, or delete RayJob"
-        f" {name} to have it tried again as it is"
+        f" {name} to have it tried again as it is; if a field is wrong that cannot be changed, make a new HPOSearch"
     )
     assert decision.status["progress"] == "12/40"
     one.later(60)

@@ -88,10 +88,16 @@ def state(name: str, container: str = "ensemble", **state: Any) -> dict[str, Any
     return {"containerStatuses": [{"name": container, "image": "trainer:9", "state": {name: state}}]}
 
 
-def unschedulable(since: str) -> dict[str, Any]:
-    words = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
+def unschedulable(since: str, words: str = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu.") -> dict[str, Any]:
     reason = {"reason": "Unschedulable", "message": words, "lastTransitionTime": since}
     return {"conditions": [{"type": "PodScheduled", "status": "False", **reason}]}
+
+
+def without_claim(since: str, words: str) -> dict[str, Any]:
+    made = pod("Pending", **unschedulable(since, f"0/1 nodes are available: {words} not found"))
+    claims = [{"name": name, "persistentVolumeClaim": {"claimName": name}} for name in ("libraries", "datasets")]
+    made["spec"] = {"volumes": [{"name": "tmp", "emptyDir": {}}, *claims]}
+    return made
 
 
 # What is there; then state, reason, whether a person must act, and words of the message.
@@ -248,7 +254,7 @@ TABLE: dict[str, tuple[Any, Any, list[Any], tuple[str, str, bool], str]] = {
         None,
         [gated(**{"kueue.x-k8s.io/queue-name": "gpus"})],
         ("Waiting", "Queued", False),
-        "waits in Kueue's queue gpus",
+        "waits in Kueue's queue gpus; `kubectl describe workloads` tells why",
     ),
     "pods held by somebody else": (
         rayjob("Initializing"),
@@ -278,6 +284,43 @@ TABLE: dict[str, tuple[Any, Any, list[Any], tuple[str, str, bool], str]] = {
         [pod("Pending", **unschedulable(LONG_AGO))],
         ("Waiting", "Unschedulable", True),
         "no node takes pod x-0: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu.",
+    ),
+    "no room, without a full stop": (
+        job(),
+        None,
+        [pod("Pending", **unschedulable(LONG_AGO, "node(s) had taints"))],
+        ("Waiting", "Unschedulable", True),
+        "no node takes pod x-0: node(s) had taints. It waits for room; ask for less if there will be none",
+    ),
+    "no claim": (
+        job(),
+        None,
+        [without_claim(LONG_AGO, 'persistentvolumeclaim "libraries" not found.')],
+        ("Waiting", "ClaimNotReady", True),
+        'no node takes pod x-0: 0/1 nodes are available: persistentvolumeclaim "libraries" not found. Make the claim,'
+        " or see what is wrong with it: `kubectl describe pvc libraries`",
+    ),
+    "no claim yet": (
+        job(),
+        None,
+        [without_claim(JUST_NOW, 'persistentvolumeclaim "libraries" not found.')],
+        ("Waiting", "ClaimNotReady", False),
+        "Make the claim",
+    ),
+    "a claim without a volume": (
+        rayjob("Initializing"),
+        None,
+        [without_claim(LONG_AGO, "pod has unbound immediate PersistentVolumeClaims.")],
+        ("Waiting", "ClaimNotReady", True),
+        "unbound immediate PersistentVolumeClaims. Make the claim, or see what is wrong with it: `kubectl describe pvc"
+        " libraries datasets`",
+    ),
+    "a claim that goes": (
+        job(),
+        None,
+        [without_claim(LONG_AGO, 'persistentvolumeclaim "datasets" is being deleted.')],
+        ("Waiting", "ClaimNotReady", True),
+        "is being deleted. Make the claim, or see what is wrong with it: `kubectl describe pvc datasets`",
     ),
     "no image": (
         job(),
@@ -389,6 +432,16 @@ def test_a_job_that_gets_no_pod_for_a_minute_needs_a_person() -> None:
     overdue = outcome(job(), None, [], NOW + timedelta(minutes=2))
     assert overdue.blocked
     assert "`kubectl describe job x` tells why" in overdue.message
+
+
+def test_why_a_rayjob_has_no_pod_is_told_by_its_cluster() -> None:
+    late = NOW + timedelta(minutes=2)
+    found = outcome(rayjob("Initializing", rayClusterName="x-abcde"), None, [], late)
+    assert found.blocked
+    assert found.message == "RayJob x has no pod yet; `kubectl describe rayjob/x raycluster/x-abcde` tells why"
+    assert outcome(rayjob(), None, [], late).message.endswith("`kubectl describe rayjob x` tells why")
+    begun = outcome(rayjob("Initializing", rayClusterName="x-abcde"), report("Running"), [], NOW)
+    assert "if that lasts, `kubectl describe rayjob/x raycluster/x-abcde` tells why" in begun.message
 
 
 def test_what_needs_a_person_is_told_first() -> None:
