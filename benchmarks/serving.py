@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -53,6 +53,11 @@ class Sizes:
     repeats: Mapping[str, int]  # by way
     windows: int  # of the throughput
     seconds: float  # of a window
+
+    def of_one_image(self) -> Sizes:
+        """Requests of one image each, to one member and to the headline's."""
+        repeats = {way: 20 * number for way, number in self.repeats.items()}
+        return replace(self, images=1, members=(1, min(HEADLINE, max(self.members))), repeats=repeats)
 
 
 FULL = Sizes(
@@ -198,18 +203,25 @@ def window(url: str, model: str, sizes: Sizes) -> float:
         return sizes.segment * sum(each.result() for each in running) / seconds
 
 
-def report(sizes: Sizes, costs: Mapping[int, Costs], throughput: Mapping[str, Sequence[float]], load: float) -> str:
-    """The section of the results."""
+def report(
+    sizes: Sizes,
+    costs: Mapping[int, Costs],
+    single: Mapping[int, Costs],
+    throughput: Mapping[str, Sequence[float]],
+    load: float,
+) -> str:
+    """The section of the results; `single` are the costs of requests of one image."""
     shape = "×".join(map(str, sizes.signature.input_shape))
     what = (
-        f"Fake members that answer zeros at once; {sizes.images} images of {shape} float32, {sizes.signature.classes} "
-        f"classes, segments of {sizes.segment}. {server_version()}, {versions('numpy', 'tritonclient')}. The machine's "
+        f"Fake members that answer zeros at once; images of {shape} float32, {sizes.signature.classes} classes, "
+        f"segments of {sizes.segment}. {server_version()}, {versions('numpy', 'tritonclient')}. The machine's "
         f"load was {load:.1f} before."
     )
     return "\n\n".join(
         [
             what,
             *(overhead_part(sizes, costs, way) for way in WAYS),
+            *(overhead_part(sizes.of_one_image(), single, way) for way in WAYS),
             copied_part(sizes, costs),
             throughput_part(sizes, throughput),
             headline(costs),
@@ -219,10 +231,11 @@ def report(sizes: Sizes, costs: Mapping[int, Costs], throughput: Mapping[str, Se
 
 def overhead_part(sizes: Sizes, costs: Mapping[int, Costs], way: str) -> str:
     rows = [[design.name, *(cell(each, way, design.name) for each in costs.values())] for design in DESIGNS]
-    alone = [f"{1e3 * median(each.seconds[way][ONE]):.1f}" for each in costs.values()]
+    alone = [f"{1e3 * median(each.seconds[way][ONE]):.2f}" for each in costs.values()]
+    images = "one image" if sizes.images == 1 else f"{sizes.images} images"
     text = (
-        f"Over {way}: milliseconds more than the same request to one fake member in C++, of medians of "
-        f"{sizes.repeats[way]} requests that are sent in turn (of the fastest)."
+        f"Requests of {images} over {way}: milliseconds more than the same request to one fake member in C++, of medians "
+        f"of {sizes.repeats[way]} requests that are sent in turn (of the fastest)."
     )
     head = ["members", *map(str, costs)]
     return f"{text}\n\n{table(head, [*rows, [f'{ONE}, total', *alone]])}"
@@ -230,7 +243,7 @@ def overhead_part(sizes: Sizes, costs: Mapping[int, Costs], way: str) -> str:
 
 def cell(costs: Costs, way: str, name: str) -> str:
     middle, fastest = costs.overhead(way, name)
-    return f"{middle:.1f} ({fastest:.1f})"
+    return f"{middle:.2f} ({fastest:.2f})"
 
 
 def copied_part(sizes: Sizes, costs: Mapping[int, Costs]) -> str:
@@ -289,8 +302,10 @@ def main() -> None:
     sizes, load = SMALL if small else FULL, os.getloadavg()[0]
     with started(sizes.signature, sizes.segment) as fakes:
         costs = {count: measure_costs(fakes, sizes, count) for count in sizes.members}
+        one = sizes.of_one_image()
+        single = {count: measure_costs(fakes, one, count) for count in one.members}
         throughput = measure_throughput(fakes, sizes)
-        text = report(sizes, costs, throughput, load)
+        text = report(sizes, costs, single, throughput, load)
     print(text)
     if not small:
         write_section("Serving: what averaging costs", "python benchmarks/serving.py", text)

@@ -114,12 +114,11 @@ def test_children_deleted_by_hand_come_back(served: Namespace, operator: Release
 
 
 def test_what_dies_in_a_pod_comes_back(served: Namespace, operator: Release, images: Images) -> None:
-    """A member or the front model by the agent, or with its server if that waits for it; the server by the kubelet."""
-    python = "triton_python_backend_stub"
+    """A member by the agent, or with its server if that waits for it; the server, and with it the front model, by the
+    kubelet."""
     with operator.explained(served):
         [one, _] = copies(served)
-        dies_and_comes_back(served, one, python, f"{NAME}-")  # members are named after the search
-        dies_and_comes_back(served, one, python, f"{NAME}_")  # the front model after the deployment
+        dies_and_comes_back(served, one, "triton_python_backend_stub", f"{NAME}-")  # members are named after the search
         dies_and_comes_back(served, one, "tritonserver", "--id=")
         with asking(served, images) as asks:
             asks.wait_answers(5, 60)
