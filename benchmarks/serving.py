@@ -234,8 +234,8 @@ def overhead_part(sizes: Sizes, costs: Mapping[int, Costs], way: str) -> str:
     alone = [f"{1e3 * median(each.seconds[way][ONE]):.2f}" for each in costs.values()]
     images = "one image" if sizes.images == 1 else f"{sizes.images} images"
     text = (
-        f"Requests of {images} over {way}: milliseconds more than the same request to one fake member in C++, of medians "
-        f"of {sizes.repeats[way]} requests that are sent in turn (of the fastest)."
+        f"Requests of {images} over {way}: milliseconds more than the same request to one fake member in C++, of "
+        f"medians of {sizes.repeats[way]} requests that are sent in turn (of the fastest)."
     )
     head = ["members", *map(str, costs)]
     return f"{text}\n\n{table(head, [*rows, [f'{ONE}, total', *alone]])}"
