@@ -167,13 +167,11 @@ def fields(world: World[EnsembleDeployment], look: Look, aim: Aim, step: Step) -
 
 def _with_allocation(content: EnsembleDeploymentStatus, allocation: Allocation) -> EnsembleDeploymentStatus:
     speed = None if allocation.throughput is None else allocation.throughput.samples_per_second
-    fits = len(allocation.matrix) == len(allocation.devices)
-    rows = zip(allocation.devices, allocation.matrix, strict=True) if fits else ()
     return content.model_copy(
         update={
             "members": len(allocation.members) or None,
             "member_ids": tuple(member.model_id for member in allocation.members),
-            "matrix": tuple(MatrixRow(device=device.name, batch_sizes=sizes) for device, sizes in rows),
+            "matrix": _matrix(allocation),
             "performance": None
             if speed is None
             else Measurement(images_per_second=speed, obtained="measured", bound_images_per_second=allocation.bound),
@@ -182,3 +180,13 @@ def _with_allocation(content: EnsembleDeploymentStatus, allocation: Allocation) 
             "allocation_digest": allocation.digest,
         }
     )
+
+
+def _matrix(allocation: Allocation) -> tuple[MatrixRow, ...]:
+    """Its rows, as a document may have them; none if they are too many for a report."""
+    if len(allocation.matrix) != len(allocation.devices):
+        return ()
+    complete = [*map(len, allocation.shares)] == [*map(len, allocation.matrix)]
+    shares = allocation.shares if complete else (None,) * len(allocation.matrix)
+    rows = zip(allocation.devices, allocation.matrix, shares, strict=True)
+    return tuple(MatrixRow(device=device.name, batch_sizes=sizes, shares=own) for device, sizes, own in rows)

@@ -69,6 +69,9 @@ class AllocatedDevice(Untrusted):
     name: Word
 
 
+Share = Annotated[Finite, Field(ge=0, le=1)]
+
+
 class Throughput(Untrusted):
     samples_per_second: Annotated[Finite, Field(ge=0, le=1e12)]
 
@@ -81,6 +84,7 @@ class Allocation(Untrusted):
     """What `ensemble allocate` reports, as far as it matters here; very large matrices are left out of reports.
 
     Args:
+        shares: Of each member's samples, by device; none if free devices take the next ones.
         bound: Samples/s that no matrix exceeds, by the members' profiles.
         shared_memory_mib: Of /dev/shm.
         memory_mib: What one pod takes, /dev/shm included.
@@ -92,6 +96,10 @@ class Allocation(Untrusted):
     devices: Annotated[tuple[AllocatedDevice, ...], Field(strict=False, max_length=1024)] = ()
     matrix: Annotated[
         tuple[Annotated[tuple[Number, ...], Field(strict=False, max_length=256)], ...],
+        Field(strict=False, max_length=1024),
+    ] = ()
+    shares: Annotated[
+        tuple[Annotated[tuple[Share, ...], Field(strict=False, max_length=256)], ...],
         Field(strict=False, max_length=1024),
     ] = ()
     throughput: Throughput | None = None

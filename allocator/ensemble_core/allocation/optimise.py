@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from ensemble_core.allocation.algorithms import (
     Bounds,
     DeviceKind,
@@ -45,6 +48,7 @@ Kind = Literal["allocations", "benchmarks"]
 Measure = Callable[[Candidate], Throughput]
 Seen = Callable[[Benchmark], None]
 
+SHARES_OFF = 0.02  # from 1, that the sum of a member's shares may be: people round
 MODELLED_REQUESTS = 24  # of a load that is simulated to rank candidates
 
 
@@ -265,7 +269,8 @@ def _incumbent(where: str, results: Results, subject: Subject, memory: Memory, p
     """The matrix that the spec gives, or the fastest allocation that the library has for such members and devices."""
     routing = subject.deployment.spec.serving.routing
     if subject.deployment.spec.optimization.matrix:
-        return unchanged(problem, given_matrix(where, subject, memory), routing)
+        matrix, shares = given_matrix(where, subject, memory), given_shares(where, subject)
+        return unchanged(problem, matrix, routing) if shares is None else Candidate.weighted(matrix, shares)
     models = [member.sha256 for member in subject.members]
     allowed = set(subject.deployment.spec.optimization.batch_sizes)
     known = [
@@ -318,6 +323,33 @@ def given_matrix(where: str, subject: Subject, memory: Memory) -> Matrix:
         lacks = subject.devices[device]
         raise UserError(field, f"takes {excess:.0f} MiB more than the {lacks.memory_mib:.0f} MiB of {lacks.name}")
     return matrix
+
+
+def given_shares(where: str, subject: Subject) -> npt.NDArray[np.float64] | None:
+    """Shares of the samples in the spec's own matrix, shape (D, M); none if it has none.
+
+    Raises:
+        UserError: only some rows have shares, a member has one where it is not or none where it is, a member's do not
+            add up to 1, or no shares are allowed.
+    """
+    given, field = subject.deployment.spec.optimization.matrix, _field(where, "optimization.matrix")
+    if not any(row.shares for row in given):
+        return None
+    if subject.deployment.spec.serving.routing == "pull":
+        raise UserError(field, "has shares, which serving.routing: pull does not allow")
+    rows = {row.name: np.zeros(len(subject.members)) for row in subject.devices}
+    for index, row in enumerate(given):
+        shares = np.array(row.shares or [0.0] * len(row.batch_sizes))
+        for member, size, share in zip(subject.members, row.batch_sizes, shares, strict=True):
+            if (size > 0) != (share > 0):
+                problem = f"{share:g} of {member.model_id}, whose batch size there is {size}"
+                raise UserError(f"{field}[{index}].shares", problem)
+        rows[row.device] = shares
+    found = np.array(list(rows.values()))
+    for member, total in zip(subject.members, found.sum(axis=0), strict=True):
+        if abs(total - 1) > SHARES_OFF:
+            raise UserError(field, f"the shares of {member.model_id} add up to {total:g}, not to 1")
+    return found
 
 
 def _field(where: str, name: str) -> str:

@@ -51,11 +51,26 @@ class Device(Frozen):
     )
 
 
-class MatrixRow(Frozen):
+class MatrixRow(Ruled):
     """A device and what it runs."""
+
+    rules = (
+        Rule(
+            "shares",
+            "must be as many as batchSizes",
+            "!has(self.shares) || self.shares.size() == self.batchSizes.size()",
+            lambda row: row.shares is None or len(row.shares) == len(row.batch_sizes),
+        ),
+    )
 
     device: ShortText = Field(description="Name of the device: `gpu0`, `cpu1`.")
     batch_sizes: tuple[Count, ...] = Field(max_length=256, description="Batch size of each member there; 0 is none.")
+    shares: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = Field(
+        None,
+        max_length=256,
+        description="Which part of each member's samples goes there, those of a member adding up to 1; none if devices "
+        "that are free take the next ones.",
+    )
 
 
 class LatencyGoal(Frozen):

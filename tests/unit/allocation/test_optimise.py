@@ -338,6 +338,17 @@ def test_a_matrix_of_the_spec_is_measured_first(results: Any, make_subject: Call
     assert found.benchmarks[1].matrix == found.start.matrix == ((8, 0), (0, 8))
 
 
+def test_a_matrix_of_the_spec_is_routed_by_its_shares(results: Any, make_subject: Callable[..., Subject]) -> None:
+    """Here ones that people have rounded."""
+    rows = [
+        {"device": "cpu0", "batchSizes": [32, 0], "shares": [0.33, 0]},
+        {"device": "cpu1", "batchSizes": [32, 32], "shares": [0.66, 1]},
+    ]
+    found = allocate(results, make_subject(algorithm="guided", maxBenchmarks=4, matrix=rows), Machine())
+    assert found.benchmarks[0].matrix == ((32, 0), (32, 32))
+    assert found.benchmarks[0].shares == ((0.3333, 0.0), (0.6667, 1.0))
+
+
 @pytest.mark.parametrize(
     ("rows", "where", "problem"),
     [
@@ -350,6 +361,27 @@ def test_a_matrix_of_the_spec_is_measured_first(results: Any, make_subject: Call
         ([{"device": "cpu0", "batchSizes": [8]}], "matrix[0].batchSizes", "has 1 entries for 2 members"),
         ([{"device": "cpu0", "batchSizes": [8, 9]}], "matrix[0].batchSizes", "9 is not among batchSizes: 0, 8, 32"),
         ([{"device": "cpu0", "batchSizes": [8, 0]}], "matrix", "m-0001 would be on no device"),
+        (
+            [
+                {"device": "cpu0", "batchSizes": [8, 0], "shares": [1, 0]},
+                {"device": "cpu1", "batchSizes": [0, 8], "shares": [0, 0.9]},
+            ],
+            "matrix",
+            "the shares of m-0001 add up to 0.9, not to 1",
+        ),
+        (
+            [
+                {"device": "cpu0", "batchSizes": [8, 0], "shares": [0, 0]},
+                {"device": "cpu1", "batchSizes": [0, 8], "shares": [1, 1]},
+            ],
+            "matrix[0].shares",
+            "0 of m-0000, whose batch size there is 8",
+        ),
+        (
+            [{"device": "cpu0", "batchSizes": [8, 0], "shares": [1, 0]}, {"device": "cpu1", "batchSizes": [0, 8]}],
+            "matrix[1].shares",
+            "0 of m-0001, whose batch size there is 8",
+        ),
         ([{"device": "cpu0", "batchSizes": [8, 8]}], "matrix", "takes 50 MiB more than the 150 MiB of cpu0"),
     ],
 )

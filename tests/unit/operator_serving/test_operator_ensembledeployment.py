@@ -7,7 +7,7 @@ import pytest
 from play import SETTINGS, reasons_of, time
 from stage import DIGESTS, Stage
 
-from ensemble_core.api.ensembledeployment import EnsembleDeploymentStatus
+from ensemble_core.api.ensembledeployment import EnsembleDeploymentStatus, Optimization
 from ensemble_operator.identity import report_name
 from ensemble_operator.serving import STORAGES_KEY
 from ensemble_operator.world import Decision, Ref
@@ -257,6 +257,7 @@ def test_recreate_gives_the_devices_of_the_old_revision_to_the_job(stage: Stage)
         {"selection": {"digest": DIGESTS[5]}},
         {"digest": "$(rm -rf /)"},
         {"matrix": [["8"]]},
+        {"shares": [[1.5]]},
     ],
 )
 def test_a_report_that_cannot_be_true_is_no_result(stage: Stage, further: dict[str, Any]) -> None:
@@ -273,6 +274,24 @@ def test_a_large_report_without_its_matrix_is_a_result(stage: Stage) -> None:
     decision = stage.steps()
     assert len(stage.deployments()) == 1
     assert "matrix" not in decision.status
+
+
+def test_the_status_shows_what_each_device_gets_of_a_members_samples(stage: Stage) -> None:
+    """As a document may have it."""
+    stage.steps()
+    stage.optimised(shares=[[0.25, 0], [0, 0.5], [0.75, 0], [0, 0.5]])
+    rows = stage.steps().status["matrix"]
+    assert rows[2] == {"device": "gpu2", "batchSizes": [32, 0], "shares": [0.75, 0.0]}
+    assert Optimization.model_validate({"matrix": rows}).document()["matrix"] == rows
+
+
+@pytest.mark.parametrize("shares", [[[0.5, 0.5]], [[1]] * 4, []])
+def test_shares_that_are_not_those_of_the_matrix_are_not_shown(stage: Stage, shares: list[list[float]]) -> None:
+    stage.steps()
+    stage.optimised(shares=shares)
+    rows = stage.steps().status["matrix"]
+    assert [row["batchSizes"] for row in rows] == [[8, 0], [0, 8], [32, 0], [0, 128]]
+    assert not any("shares" in row for row in rows)
 
 
 def test_what_is_known_is_not_lost_with_a_report(stage: Stage) -> None:
