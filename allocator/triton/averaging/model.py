@@ -160,7 +160,10 @@ class Job:
         self.key, self.offset = regions.find(samples)
         meter.add(COPIED, count=samples.nbytes)  # by Triton, into the memory that it shares with this process
         self._settings, self._meter = settings, meter
-        self._combiner = Combiner(len(samples), settings.shape, settings.weights, settings.rule)
+        self._wanted = frozenset(request.requested_output_names())
+        self._combiner = Combiner(
+            len(samples), settings.shape, settings.weights, settings.rule, "DISAGREEMENT" in self._wanted
+        )
         self._not_begun = set(range(len(settings.members)))
         self._left = [len(samples)] * len(settings.members)  # rows of each member
         self._lost = np.zeros(len(samples), np.int64)  # members that will not answer a row
@@ -242,8 +245,10 @@ class Job:
     def _answer(self, outcome: str) -> None:
         answered = self._combiner.answered
         tensors = [tensor("PROBABILITIES", self._combiner.result())]
-        if "ANSWERED" in self._request.requested_output_names():
+        if "ANSWERED" in self._wanted:
             tensors.append(tensor("ANSWERED", answered))
+        if (disagreement := self._combiner.disagreement()) is not None:
+            tensors.append(tensor("DISAGREEMENT", disagreement))
         names = [self._settings.members[member]["model"] for member in np.flatnonzero(answered.all(axis=0))]
         self._send(outcome, response(tensors, {"answered": ",".join(names)}))
 

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from tests.support.averaging import SECONDS, WIDTH, Server, Worker, rows, started
 from tritonclient import grpc
@@ -64,6 +65,59 @@ def test_logits_become_probabilities_before_they_are_averaged(server: Server):
     with server.front("logits", members, scores="logits") as front:
         answer = server.ask(front, rows(20))
     np.testing.assert_allclose(answer.probabilities, np.tile([0.625, 0.375], (20, 1)), atol=1e-5)
+
+
+def divergence(weights: npt.ArrayLike, distributions: npt.ArrayLike) -> float:
+    """The weighted mean of the Kullback-Leibler divergences from distributions [M, C] to their average, in nats."""
+    weight, p = np.array(weights) / np.sum(weights), np.array(distributions)
+    return float(weight @ (p * np.log(np.where(p > 0, p, 1) / (weight @ p))).sum(axis=1, where=p > 0))
+
+
+@pytest.mark.parametrize("rule", ["weighted", "average", "vote"])
+def test_members_disagree_by_their_divergence_from_the_average(server: Server, rule: str):
+    told = [[0.2, 0.8, 0.0], [0.6, 0.4, 0.0], [0.1, 0.2, 0.7]]
+    members = {f"m{index}": [saying(f"m{index}0", *numbers)] for index, numbers in enumerate(told)}
+    with server.front("disagreement", members, classes=3, weights=[2, 1, 1], rule=rule) as front:
+        answer = server.ask(front, rows(300))
+    votes = [[0, 1, 0], [1, 0, 0], [0, 0, 1]]
+    expected = divergence([1, 1, 1] if rule == "average" else [2, 1, 1], votes if rule == "vote" else told)
+    assert answer.disagreement.dtype == np.float32
+    np.testing.assert_allclose(answer.disagreement, np.full((300, 1), expected), atol=CLOSE)
+
+
+def test_logits_disagree_as_probabilities_and_who_says_the_same_does_not(server: Server):
+    logits = [[100 + np.log(3), 100], [-7, -7]]
+    for second, expected in ((logits[1], divergence([1, 1], [[0.75, 0.25], [0.5, 0.5]])), (logits[0], 0.0)):
+        members = {"a": [saying("a0", *logits[0])], "b": [saying("b0", *second)]}
+        with server.front("unsure", members, scores="logits") as front:
+            answer = server.ask(front, rows(20))
+        np.testing.assert_allclose(answer.disagreement, np.full((20, 1), expected), atol=1e-5)
+        assert (answer.disagreement >= 0).all()
+
+
+def test_only_those_disagree_who_answered(server: Server):
+    told = {"a": [0.2, 0.8], "b": [0.6, 0.4], "c": [0.9, 0.1]}
+    special = {"b": "nan", "c": "fail"}
+    members = {
+        name: [saying(f"{name}0", *numbers, **({"special": special[name]} if name in special else {}))]
+        for name, numbers in told.items()
+    }
+    with server.front("missing", members, weights=[1, 2, 1], quorum=1) as front:
+        samples = rows(24)
+        samples[20, 0] = HELD  # b misses this row, c all from 16 on
+        answer = server.ask(front, samples)
+    everyone, two = divergence([1, 2, 1], [*told.values()]), divergence([1, 2], [told["a"], told["b"]])
+    expected = [everyone if row < 16 else 0 if row == 20 else two for row in range(24)]
+    assert answer.answered.sum(axis=1).tolist() == [3 if row < 16 else 1 if row == 20 else 2 for row in range(24)]
+    np.testing.assert_allclose(answer.disagreement[:, 0], expected, atol=CLOSE)
+
+
+def test_who_does_not_ask_for_an_output_does_not_get_it(server: Server):
+    with server.front("plain", {"a": [Worker("a0")]}) as front, connect(server.url) as client:
+        asked = grpc.InferInput("INPUT", [2, WIDTH], "FP32")
+        asked.set_data_from_numpy(rows(2))
+        answer = client.infer(front, [asked], outputs=[grpc.InferRequestedOutput("PROBABILITIES")])
+        assert [output.name for output in answer.get_response().outputs] == ["PROBABILITIES"]
 
 
 @pytest.mark.parametrize("routing", ["pull", "weights"])

@@ -88,8 +88,10 @@ def test_serve_answers_until_it_is_told_to_stop(plan, ensemble, spec, tmp_path, 
         np.save(tmp_path / "x.npy", ensemble.samples(150))
         command = ["--url", told["grpc"], "--model", told["model"], "--output", str(tmp_path / "y.npy")]
         arguments = ["predict", *command, "--input", str(tmp_path / "x.npy")]
+        arguments += ["--disagreement", str(tmp_path / "u.npy")]
         subprocess.run([sys.executable, "-m", "ensemble_core.cli", *arguments], check=True, timeout=SECONDS)
         np.testing.assert_allclose(np.load(tmp_path / "y.npy"), ensemble.expected(ensemble.samples(150)), atol=1e-6)
+        np.testing.assert_allclose(np.load(tmp_path / "u.npy"), ensemble.disagreement(ensemble.samples(150)), atol=1e-6)
         children = [
             int(pid)
             for task in Path(f"/proc/{process.pid}/task").iterdir()

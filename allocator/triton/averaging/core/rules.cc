@@ -73,6 +73,15 @@ void softmax(const float* numbers, size_t count, float* result) {
   scale(result, count, static_cast<float>(1 / total));
 }
 
+double entropy(const float* probabilities, size_t count) {
+  double result = 0;
+  for (size_t i = 0; i < count; i++) {
+    const float p = probabilities[i];
+    if (p > 0) result -= static_cast<double>(p * std::log(p));
+  }
+  return result;
+}
+
 AVERAGING_VECTORISED
 void scale(float* numbers, size_t count, float factor) {
   for (size_t i = 0; i < count; i++) numbers[i] *= factor;
@@ -96,6 +105,12 @@ void Adder::add(float* sum, const float* answer, float weight, bool first) {
   } else {
     add_scaled(sum, answer, width_, weight);
   }
+}
+
+double Adder::entropy_of(const float* answer) const {
+  if (votes_) return 0;
+  const auto places = static_cast<double>(width_ / classes_);
+  return entropy(logits_ ? scratch_.data() : answer, width_) / places;
 }
 
 void Adder::vote(float* sum, const float* answer, float weight, bool first) const {

@@ -32,6 +32,7 @@ class TestClient : public Client {
 
   int64_t rows() const override { return rows_; }
   float* sums() override { return sums_.data(); }
+  bool wants_disagreement() const override { return false; }
   bool cancelled() const override { return *cancelled_; }
   void answer(const Combiner& sums) override { told_.set_value({true, {}, "", sums_, sums.answered()}); }
   void refuse(Refusal refusal, const std::string& message) override {

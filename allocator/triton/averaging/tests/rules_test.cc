@@ -52,6 +52,13 @@ TEST(softmax_of_large_logits_is_finite) {
   CHECK(near(result[0], 0.5) && near(result[1], 0.5) && near(result[2], 0));
 }
 
+TEST(entropy_is_in_nats_and_what_is_impossible_adds_nothing) {
+  const float uniform[] = {0.25F, 0.25F, 0.25F, 0.25F}, certain[] = {0, 1, 0}, skewed[] = {0.75F, 0, 0.25F};
+  CHECK(near(static_cast<float>(entropy(uniform, 4)), std::log(4.0)));
+  CHECK(entropy(certain, 3) == 0);
+  CHECK(near(static_cast<float>(entropy(skewed, 3)), -0.75 * std::log(0.75) - 0.25 * std::log(0.25)));
+}
+
 TEST(the_first_answer_overwrites_and_others_add) {
   for (const char* rule : {"average", "weighted"}) {
     Adder adder(settings_of(parameter("rule", rule), "[11]"));
