@@ -9,6 +9,7 @@ The backend in C++ does the same (`core/router.h`, `core/combiner.h`).
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,16 @@ Item = TypeVar("Item")
 
 ERRORS_IN_A_ROW = 3  # then a worker is out of service
 OUT_OF_SERVICE = 5.0  # seconds
+# Latencies are counted by the power of ten that they are below, five to a decade: 10^-4 s, 10^-3.8 s, …, 10^2 s, and
+# what takes longer.
+STEPS, FIRST_STEP, LAST_STEP = 5, -20, 10
+LATENCY_STEPS = (*(f"{10 ** (step / STEPS):.6f}" for step in range(FIRST_STEP, LAST_STEP + 1)), "+Inf")
+
+
+def latency_step(seconds: float) -> str:
+    """The one of `LATENCY_STEPS` that a latency is counted at."""
+    step = math.floor(math.log10(seconds) * STEPS) + 1 if seconds > 0 else FIRST_STEP
+    return LATENCY_STEPS[min(max(step, FIRST_STEP), LAST_STEP + 1) - FIRST_STEP]
 
 
 def segments(samples: int, size: int) -> Iterator[tuple[int, int]]:

@@ -15,6 +15,7 @@ from tests.support.averaging import SECONDS, WIDTH, Server, Worker, rows, starte
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
+from ensemble_core.serving.backends.averaging.routing import LATENCY_STEPS
 from ensemble_core.serving.client import CHANNEL, connect
 from ensemble_core.serving.errors import LoadError, ServingError
 from ensemble_core.serving.sharedmemory import Region
@@ -162,6 +163,28 @@ def test_many_requests_are_in_flight_on_one_instance(server: Server):
         assert server.metrics("ensemble_wait_requests_total", model=front) == 8
     assert counts == [2, 2, 2, 2]
     assert all(answer.answered.all() for answer in answers)
+
+
+def test_requests_are_counted_as_they_come_and_by_how_long_they_took(server: Server):
+    members = {"a": [held()], "b": [Worker("b0", behaviour={"delay_us": "20000"})]}
+    with ThreadPoolExecutor(1) as pool, server.front("counted", members, deadline_seconds=SECONDS) as front:
+
+        def counted(name: str, **labels: str) -> int:
+            return server.metrics(f"ensemble_{name}_total", model=front, **labels)
+
+        server.ask(front, rows(30))
+        assert counted("answered_samples") == 30
+        assert counted("latency_requests") == 1
+        assert counted("latency_microseconds") >= 80_000  # of four calls in turn
+        quick = [step for step in LATENCY_STEPS if float(step) < 0.08]
+        assert sum(counted("latency_requests", below_seconds=step) for step in LATENCY_STEPS) == 1
+        assert sum(counted("latency_requests", below_seconds=step) for step in quick) == 0
+        running = pool.submit(server.ask, front, rows(5, HELD))
+        wait_until(lambda: counted("wait_requests") == 2, "not begun")
+        assert (counted("received_requests"), counted("latency_requests")) == (2, 1)
+        server.ask("held", rows(1, RELEASE))
+        running.result(SECONDS)
+        assert (counted("latency_requests"), counted("answered_samples")) == (2, 35)
 
 
 def test_an_error_says_which_member_worker_and_rows(server: Server):
