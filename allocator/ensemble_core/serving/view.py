@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
 from ensemble_core.allocation.plan import Plan, Worker
@@ -173,7 +173,8 @@ def percentile(counts: Sequence[tuple[float, float]], share: float) -> float:
 def summary_line(view: View) -> str:
     """The view in one line, for logs."""
     busiest = max(view.devices, key=lambda device: device.busy)
-    parts = [_traffic(view), *_latencies(view), f"busiest {busiest.device} {busiest.busy:.0%}", *_troubles(view)]
+    bad = [f"{each.model_id} on {each.device}: {each.state}" for each in view.workers if each.state is not State.READY]
+    parts = [*_traffic(view), *_latencies(view), f"busiest {busiest.device} {busiest.busy:.0%}", *bad]
     return f"{view.model}: {', '.join(parts)}"
 
 
@@ -181,7 +182,7 @@ def lines(view: View) -> list[str]:
     """The view as a table, for terminals."""
     machine = [f"CPU {view.cpu:.0%}"] if view.cpu else []
     machine += [f"GPU {' '.join(f'{share:.0%}' for share in view.gpus)}"] if view.gpus else []
-    head = [f"{view.model}: {', '.join([_traffic(view), *_troubles(view)])}", f"  {', '.join(_latencies(view))}"]
+    head = [f"{view.model}: {', '.join(_traffic(view))}", f"  {', '.join(_latencies(view))}"]
     rows = [("device", "member", "batch", "state", "samples/s", "busy")]
     for device in view.devices:
         rows.append((device.device, "", "", "", "", f"{device.busy:.0%}"))
@@ -198,23 +199,18 @@ def lines(view: View) -> list[str]:
     return [*head, "", *_table(rows, "<<><>>"), "", *_table(members, "<>>>"), *last]
 
 
-def _traffic(view: View) -> str:
-    rates = f"{view.samples_per_second:,.0f} samples/s, {view.requests_per_second:,.1f} requests/s"
-    return f"{rates}, {view.in_flight} in flight"
+def _traffic(view: View) -> list[str]:
+    rates = [f"{view.samples_per_second:,.0f} samples/s", f"{view.requests_per_second:,.1f} requests/s"]
+    others = [f"{count} {outcome}" for outcome, count in view.requests.items() if count and outcome != "complete"]
+    return [*rates, f"{view.in_flight} in flight", *others]
 
 
-def _latencies(view: View) -> Iterable[str]:
+def _latencies(view: View) -> list[str]:
     if (latency := view.latency) is None:
         return ["no request ended"]
     percentiles = ", ".join(f"p{share} {_text(getattr(latency, f'p{share}'))}" for share in (50, 90, 99))
     waited = [f"waited {_text(view.wait_seconds)} for members"] if view.wait_seconds is not None else []
     return [f"latency {_text(latency.mean)} ({percentiles})", *waited]
-
-
-def _troubles(view: View) -> list[str]:
-    found = [f"{count} {outcome}" for outcome, count in view.requests.items() if count and outcome != "complete"]
-    bad = [each for each in view.workers if each.state is not State.READY]
-    return [*found, *(f"{each.model_id} on {each.device}: {each.state}" for each in bad)]
 
 
 def _text(seconds: float) -> str:
