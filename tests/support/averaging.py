@@ -50,6 +50,7 @@ class Answer:
     probabilities: npt.NDArray[np.float32]
     answered: npt.NDArray[np.bool_]
     parameter: str | None  # names of the members that answered everything, where the backend can tell
+    disagreement: npt.NDArray[np.float32]
 
 
 class Server:
@@ -103,6 +104,7 @@ class Server:
         config.input.add(name="INPUT", data_type=pb.TYPE_FP32, dims=[WIDTH])
         config.output.add(name="PROBABILITIES", data_type=pb.TYPE_FP32, dims=[classes])
         config.output.add(name="ANSWERED", data_type=pb.TYPE_BOOL, dims=[len(members)])
+        config.output.add(name="DISAGREEMENT", data_type=pb.TYPE_FP32, dims=[1])
         config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
         entries = [
             {
@@ -126,6 +128,7 @@ class Server:
                 answer.as_numpy("PROBABILITIES"),
                 answer.as_numpy("ANSWERED"),
                 told["answered"].string_param if "answered" in told else None,
+                answer.as_numpy("DISAGREEMENT"),
             )
 
     def ask_all(self, model: str, requests: list[npt.NDArray[np.float32]]) -> list[Answer]:

@@ -14,7 +14,7 @@ from ensemble_core.allocation.load import load_of
 from ensemble_core.allocation.pace import Pace
 from ensemble_core.allocation.plan import Plan, plan_of
 from ensemble_core.allocation.result import ServerVersion, Subject, Throughput
-from ensemble_core.allocation.shortage import short_of_memory
+from ensemble_core.allocation.shortage import short_of_memory, with_workers
 from ensemble_core.api.ensembledeployment import EnsembleDeployment
 from ensemble_core.library.records import Signature
 from ensemble_core.profiling.measure import engine_version
@@ -131,7 +131,7 @@ class Bench:
                     client_cores=found.client_cores,
                     latency_seconds=(found.p50, found.p90, found.p99),
                 )
-        told = "\n".join(reason.splitlines()[:LINES])
+        told = "\n".join(with_workers(reason, plan).splitlines()[:LINES])
         return Throughput(samples_per_second=0, reason=told, device=short_of_memory(reason, plan))
 
     def _measured(self, candidate: Candidate, plan: Plan) -> Measurement:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ensemble_core.allocation.plan import Plan
+from ensemble_core.allocation.plan import Plan, Worker
 
 # Of CUDA, ONNX Runtime, C++ and Python; and the kernel kills who takes more than there is.
 WORDS = re.compile(
@@ -12,10 +12,25 @@ WORDS = re.compile(
 )
 
 
+def workers_short_of_memory(reason: str, plan: Plan) -> tuple[Worker, ...]:
+    """The workers that a failure names, if it tells of memory; of several it was one."""
+    if not WORDS.search(reason):
+        return ()
+    return tuple(worker for worker in plan.workers if re.search(rf"{re.escape(plan.model_name(worker))}\b", reason))
+
+
+def with_workers(reason: str, plan: Plan) -> str:
+    """A failure, and before it who ran out of memory, if it tells that."""
+    short = [
+        f"{plan.members[worker.member].model_id} on {worker.device} with batches of {worker.batch_size}"
+        for worker in workers_short_of_memory(reason, plan)
+    ]
+    who = f"one of {', '.join(short)}" if len(short) > 1 else "".join(short)
+    return f"out of memory: {who}; {reason}" if short else reason
+
+
 def short_of_memory(reason: str, plan: Plan) -> int | None:
     """Row of the one device whose workers a failure names, if it tells of memory; none if it does not."""
-    if not WORDS.search(reason):
-        return None
-    named = {worker.device for worker in plan.workers if re.search(rf"{re.escape(plan.model_name(worker))}\b", reason)}
+    named = {worker.device for worker in workers_short_of_memory(reason, plan)}
     rows = [row for row, device in enumerate(plan.devices) if device.name in named]
     return rows[0] if len(rows) == 1 else None

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ensemble_core.errors import UserError
-from ensemble_core.serving.client import describe, predict
+from ensemble_core.serving.client import describe, predict, predict_with_disagreement
 from ensemble_core.serving.errors import ServingError
 
 
@@ -20,23 +20,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="NAME", help="name of the EnsembleDeployment")
     parser.add_argument("--input", required=True, type=Path, metavar="X.npy", help="raw samples, [N, …]")
     parser.add_argument("--output", required=True, type=Path, metavar="Y.npy", help="probabilities, float32 [N, C]")
+    parser.add_argument(
+        "--disagreement", type=Path, metavar="U.npy", help="how much the members disagree in nats, float32 [N]"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     samples = _read(arguments.input)
-    if not arguments.output.absolute().parent.is_dir():
-        raise UserError("--output", f"there is no folder {arguments.output.absolute().parent}")
+    for option, file in (("--output", arguments.output), ("--disagreement", arguments.disagreement)):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise UserError(option, f"there is no folder {file.absolute().parent}")
     try:
         signature = describe(arguments.url, arguments.model).signature
         _check(arguments.input, samples, signature.input_type, signature.input_shape)
-        probabilities = predict(arguments.url, arguments.model, samples)
+        answers = _answers(arguments, samples)
     except ServingError as error:
         print(f"ensemble predict: {error}", file=sys.stderr)
         return 1
-    with open(arguments.output, "wb") as file:  # np.save would append .npy to another name
-        np.save(file, probabilities)
+    for path, answer in answers.items():
+        with open(path, "wb") as file:  # np.save would append .npy to another name
+            np.save(file, answer)
+    probabilities = answers[arguments.output]
     print(f"{len(probabilities)} samples, {probabilities.shape[1]} classes: {arguments.output}")
     return 0
+
+
+def _answers(arguments: argparse.Namespace, samples: npt.NDArray[Any]) -> dict[Path, npt.NDArray[np.float32]]:
+    """What goes to which file."""
+    if arguments.disagreement is None:
+        return {arguments.output: predict(arguments.url, arguments.model, samples)}
+    probabilities, disagreement = predict_with_disagreement(arguments.url, arguments.model, samples)
+    return {arguments.output: probabilities, arguments.disagreement: disagreement[:, 0]}
 
 
 def _read(path: Path) -> npt.NDArray[Any]:

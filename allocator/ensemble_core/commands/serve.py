@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import argparse
 import signal
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ensemble_core.allocation.harness import NoServerError
+from ensemble_core.allocation.plan import Plan
 from ensemble_core.allocation.prepare import load_plan
+from ensemble_core.allocation.shortage import with_workers
 from ensemble_core.api.documents import load_documents
 from ensemble_core.api.ensembledeployment import Serving
 from ensemble_core.errors import UserError
 from ensemble_core.report import CommandError, Report, add_report_arguments, run_reported
 from ensemble_core.serving.errors import ServingError
 from ensemble_core.serving.installation import Ports
+from ensemble_core.serving.live import Live, Screen
 from ensemble_core.serving.process import in_use
 from ensemble_core.serving.server import TritonServer
+from ensemble_core.serving.view import View
 
 ADDRESS = "127.0.0.1"
 LOOK_SECONDS = 0.5
@@ -35,21 +42,51 @@ def _serve(arguments: argparse.Namespace, report: Report) -> dict[str, Any]:
     deployment = documents.deployment(arguments.name)
     serving = deployment.spec.serving
     check_ports(f"{arguments.spec}: EnsembleDeployment {deployment.metadata.name}", serving)
-    stopped = _on_signals()
+    stopped, progress, screen = _on_signals(), Progress(report), Screen(sys.stdout)
     try:
         plan = load_plan(documents, deployment)
-        report.progress(stage="serving", done=0, total=1, note="starting the server")
+        progress.say(done=0, total=1, note="starting the server")
         with TritonServer(Ports(serving.http_port, serving.grpc_port, serving.metrics_port), ADDRESS) as server:
-            server.apply(plan)
             addresses = {name: f"{ADDRESS}:{getattr(server.ports, name)}" for name in ("http", "grpc", "metrics")}
-            report.progress(stage="serving", done=1, total=1, note="ready", model=plan.name, **addresses)
-            for line in (*how_to_call(plan.name, addresses), server.averaging):
-                print(line, flush=True)
-            while not stopped.wait(LOOK_SECONDS):
-                server.check()
+            with Live(server, plan, screen, progress.see), _telling_who_is_short(plan):
+                server.apply(plan)
+                progress.say(done=1, total=1, note="ready", model=plan.name, **addresses)
+                for line in (*how_to_call(plan.name, addresses), server.averaging):
+                    screen.say(line)
+                while not stopped.wait(LOOK_SECONDS):
+                    server.check()
     except (ServingError, NoServerError) as error:
         raise CommandError(str(error)) from error
     return {"digest": None, "summary": {"model": plan.name, **addresses}}
+
+
+class Progress:
+    """What the report tells: a note, and the last view of what the server does."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._values: dict[str, Any] = {}
+        self._view: View | None = None
+
+    def say(self, **values: Any) -> None:
+        self._values = {"stage": "serving", **values}
+        self._report.progress_of(self._content)
+
+    def see(self, view: View) -> None:
+        self._view = view
+        self._report.progress_of(self._content)
+
+    def _content(self) -> dict[str, Any]:
+        return self._values if self._view is None else {**self._values, "summary": self._view.document()}
+
+
+@contextmanager
+def _telling_who_is_short(plan: Plan) -> Iterator[None]:
+    """An error tells first which workers ran out of memory, if it is that."""
+    try:
+        yield
+    except ServingError as error:
+        raise ServingError(with_workers(str(error), plan)) from error
 
 
 def check_ports(where: str, serving: Serving) -> None:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ensemble_core.allocation.plan import Plan
+from ensemble_core.allocation.shortage import with_workers
 from ensemble_core.errors import UserError
 from ensemble_core.serving import installation, processes, rendered, repository, sharedmemory
 from ensemble_core.serving.control import Control
 from ensemble_core.serving.errors import LoadError, ServingError
+from ensemble_core.serving.states import ModelState, documents, worker_states
 from ensemble_core.serving.waiting import Check, DeadProcesses
 
 READY = "READY"
@@ -40,6 +42,14 @@ class Seen:
     configs: Mapping[str, Any]
     alive: frozenset[str] | None
     python: frozenset[str] = frozenset({"averaging", "member"})
+    reasons: Mapping[str, str] = field(default_factory=dict)  # of being unavailable, by model
+
+    def dead(self, wanted: Mapping[str, Any]) -> frozenset[str]:
+        """Wanted models that are ready for the server, and have no process."""
+        if self.alive is None:
+            return frozenset()
+        python = {model for model, config in wanted.items() if config.backend in self.python}
+        return frozenset(model for model in python - self.alive if self.states.get(model) == READY)
 
 
 @dataclass(frozen=True)
@@ -73,12 +83,10 @@ def find_repairs(wanted: Mapping[str, Any], seen: Seen) -> Repairs:
     """What must be done until exactly the wanted models are loaded as their configurations say (pure)."""
     ready = {model for model, state in seen.states.items() if state == READY}
     changed = {model for model, config in wanted.items() if model in ready and seen.configs[model] != config}
-    python = {model for model, config in wanted.items() if config.backend in seen.python}
-    dead = set() if seen.alive is None else (python & ready) - seen.alive - changed
     return Repairs(
         foreign=tuple(sorted(ready - set(wanted))),
         changed=tuple(sorted(changed)),
-        dead=tuple(sorted(dead)),
+        dead=tuple(sorted(seen.dead(wanted) - changed)),
         missing=tuple(sorted(set(wanted) - ready)),
     )
 
@@ -116,7 +124,7 @@ class Agent:
             self._complete, self._failures, self._failure = seen.identity, 0, ""
         except (LoadError, UserError) as error:
             self._failures += 1
-            note = self._failure = str(error)
+            note = self._failure = with_workers(str(error), plan)
         except ServingError as error:
             note = self._after_failure(str(error))
         self._report(plan, wanted, seen if not note else self._see_what_can_be_seen(wanted), note)
@@ -129,7 +137,8 @@ class Agent:
         identity = self._control.identity()
         if identity is None:
             raise ServingError("waiting for the server")
-        states = self._control.states()
+        told = self._control.index()
+        states = {model: each.state for model, each in told.items()}
         ready = [model for model in wanted if states.get(model) == READY]
         near = sharedmemory.is_near(identity)
         return Seen(
@@ -138,6 +147,7 @@ class Agent:
             configs={model: repository.loaded_config(self._control.config(model)) for model in ready},
             alive=frozenset(processes.stubs(identity, frozenset(wanted))) if near else None,
             python=installation.python_backends(self._folder / rendered.BACKENDS),
+            reasons={model: each.reason for model, each in told.items()},
         )
 
     def _see_what_can_be_seen(self, wanted: Mapping[str, Any]) -> Seen:
@@ -161,7 +171,14 @@ class Agent:
             raise
 
     def _report(self, plan: Plan, wanted: Mapping[str, Any], seen: Seen, note: str) -> None:
-        summary = {"loaded": loaded_members(plan, seen), "revivals": self._revivals, "repaired": self._repaired}
+        told = {model: ModelState(state, seen.reasons.get(model, "")) for model, state in seen.states.items()}
+        states = worker_states(plan, told, seen.dead(wanted), self._failure)
+        summary = {
+            "loaded": loaded_members(plan, seen),
+            "workers": documents(plan, states),
+            "revivals": self._revivals,
+            "repaired": self._repaired,
+        }
         self._tell(done=len(seen.configs), total=len(wanted), note=note, summary=summary)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,10 @@ from ensemble_core.serving.sharedmemory import Region
 
 Samples = npt.NDArray[Any]
 Probabilities = npt.NDArray[np.float32]
+Disagreement = npt.NDArray[np.float32]
+
+# Outputs of a front model.
+PROBABILITIES, DISAGREEMENT = "PROBABILITIES", "DISAGREEMENT"
 
 CHANNEL = [
     ("grpc.max_receive_message_length", -1),
@@ -66,10 +70,17 @@ def describe(url: str, model: str) -> Endpoint:
 def ask(url: str, model: str, samples: Samples, seconds: float = SECONDS) -> Probabilities:
     """One request with the samples in its body; ServingError if it is not answered within `seconds`."""
     with connect(url) as client:
-        given = grpc.InferInput("INPUT", list(samples.shape), np_to_triton_dtype(samples.dtype))
-        given.set_data_from_numpy(np.ascontiguousarray(samples))
-        answer = client.infer(model, [given], client_timeout=seconds)
-    return np.asarray(answer.as_numpy("PROBABILITIES"), np.float32)
+        return _ask(client, model, samples, (PROBABILITIES,), seconds)[0]
+
+
+def _ask(
+    client: Any, model: str, samples: Samples, outputs: Sequence[str], seconds: float = SECONDS
+) -> list[Probabilities]:
+    given = grpc.InferInput("INPUT", list(samples.shape), np_to_triton_dtype(samples.dtype))
+    given.set_data_from_numpy(np.ascontiguousarray(samples))
+    wanted = [grpc.InferRequestedOutput(name) for name in outputs]  # who names none is given all that there are
+    answer = client.infer(model, [given], outputs=wanted, client_timeout=seconds)
+    return [np.asarray(answer.as_numpy(name), np.float32) for name in outputs]
 
 
 class SharedRequest:
@@ -82,14 +93,19 @@ class SharedRequest:
 
     def send(self, samples: int, seconds: float = SECONDS) -> Probabilities:
         """Ask about the first `samples` of `self.samples`; the answer is overwritten by the next request."""
+        return self.send_for((), samples, seconds)[0]
+
+    def send_for(self, further: Sequence[str], samples: int, seconds: float = SECONDS) -> list[Probabilities]:
+        """As `send`, with further outputs, which come in the body."""
         size = samples * self.samples[:1].nbytes
         shape = [samples, *self._signature.input_shape]
         given = grpc.InferInput("INPUT", shape, np_to_triton_dtype(self.samples.dtype))
         given.set_shared_memory(self._region.name, size)
-        wanted = grpc.InferRequestedOutput("PROBABILITIES")
+        wanted = grpc.InferRequestedOutput(PROBABILITIES)
         wanted.set_shared_memory(self._region.name, self.answer[:samples].nbytes, self.samples.nbytes)
-        self._client.infer(self._model, [given], outputs=[wanted], client_timeout=seconds)
-        return self.answer[:samples]
+        outputs = [wanted, *map(grpc.InferRequestedOutput, further)]
+        told = self._client.infer(self._model, [given], outputs=outputs, client_timeout=seconds)
+        return [self.answer[:samples], *(np.asarray(told.as_numpy(name), np.float32) for name in further)]
 
 
 @contextlib.contextmanager
@@ -110,33 +126,48 @@ def predict(url: str, model: str, samples: Samples) -> Probabilities:
 
     Raises ServingError if the server cannot answer, ValueError if the samples do not have its type and shape.
     """
+    return _predict(url, model, samples, ())[0]
+
+
+def predict_with_disagreement(url: str, model: str, samples: Samples) -> tuple[Probabilities, Disagreement]:
+    """As `predict`, and how much the members disagree about each sample: float32 [N, 1] in nats."""
+    probabilities, disagreement = _predict(url, model, samples, (DISAGREEMENT,))
+    return probabilities, disagreement
+
+
+def _predict(url: str, model: str, samples: Samples, further: Sequence[str]) -> list[Probabilities]:
+    """Probabilities, and further outputs of one number for each sample."""
     endpoint = describe(url, model)
     signature = endpoint.signature
     if samples.dtype.name != signature.input_type or samples.shape[1:] != signature.input_shape:
         wanted = f"{signature.input_type} {['N', *signature.input_shape]}"
         raise ValueError(f"samples are {samples.dtype.name} {list(samples.shape)}; {model} takes {wanted}")
-    answers = np.empty((len(samples), signature.classes), np.float32)
+    widths = (signature.classes, *[1] * len(further))
+    answers = [np.empty((len(samples), width), np.float32) for width in widths]
     size = min(len(samples), endpoint.max_batch_size)
     if size == 0:
         return answers
-    with connect(url) as client, _sender(client, url, model, signature, size) as send:
+    with connect(url) as client, _sender(client, model, signature, size, further) as send:
         for start in range(0, len(samples), size):
-            answers[start : start + size] = send(samples[start : start + size])
+            for answer, part in zip(answers, send(samples[start : start + size]), strict=True):
+                answer[start : start + size] = part
     return answers
 
 
 @contextlib.contextmanager
-def _sender(client: Any, url: str, model: str, signature: Signature, capacity: int) -> Iterator[Any]:
+def _sender(
+    client: Any, model: str, signature: Signature, capacity: int, further: Sequence[str]
+) -> Iterator[Callable[[Samples], list[Probabilities]]]:
     """How to send up to `capacity` samples: through shared memory if the server can see it, else in the body."""
     with contextlib.ExitStack() as opened:
         try:
             request = opened.enter_context(shared_request(client, model, signature, capacity))
         except (InferenceServerException, OSError):
-            yield lambda samples: ask(url, model, samples)
+            yield lambda samples: _ask(client, model, samples, (PROBABILITIES, *further))
             return
 
-        def send(samples: Samples) -> Probabilities:
+        def send(samples: Samples) -> list[Probabilities]:
             request.samples[: len(samples)] = samples
-            return request.send(len(samples))
+            return request.send_for(further, len(samples))
 
         yield send

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ensemble_core.serving.errors import LoadError, ServingError, StuckError
+from ensemble_core.serving.states import ModelState
 from ensemble_core.serving.waiting import Check, ask_all
 
 ASK_SECONDS = 10.0
@@ -45,8 +46,14 @@ class Control:
 
     def states(self) -> dict[str, str]:
         """READY, LOADING, UNLOADING or UNAVAILABLE, by model; ServingError if it does not tell."""
+        return {model: told.state for model, told in self.index().items()}
+
+    def index(self) -> dict[str, ModelState]:
+        """What it tells of each model; ServingError if it does not."""
         found = self._told("POST", "/v2/repository/index")
-        return {model["name"]: model.get("state", "UNAVAILABLE") for model in found}
+        return {
+            model["name"]: ModelState(model.get("state", "UNAVAILABLE"), model.get("reason", "")) for model in found
+        }
 
     def config(self, model: str) -> Any:
         """The configuration that a model was loaded with, as JSON; ServingError if it is not loaded."""

@@ -91,6 +91,8 @@ def _front(plan: Plan) -> Any:
     config.output.add(name="PROBABILITIES", data_type=pb.TYPE_FP32, dims=[signature.classes])
     # Which members are in the average of a sample.
     config.output.add(name="ANSWERED", data_type=pb.TYPE_BOOL, dims=[len(plan.members)])
+    # How much they disagree about it.
+    config.output.add(name="DISAGREEMENT", data_type=pb.TYPE_FP32, dims=[1])
     # One instance holds any number of requests at a time, and its workers' queues are shared by all of them.
     config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
     return _with_parameters(

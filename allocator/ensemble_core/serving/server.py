@@ -19,6 +19,7 @@ from ensemble_core.serving.client import ask
 from ensemble_core.serving.errors import ServingError, StuckError
 from ensemble_core.serving.installation import Ports
 from ensemble_core.serving.process import STOP_SECONDS, ServerProcess
+from ensemble_core.serving.states import ModelState, State, worker_states
 from ensemble_core.serving.waiting import ask_all
 
 LOOK_SECONDS = 0.25
@@ -58,6 +59,7 @@ class TritonServer:
         self._plan: Plan | None = None
         self._stubs: dict[str, int] = {}
         self._failure: ServingError | None = None
+        self._trouble = ""  # why the last repair failed, until one succeeds
 
     def __enter__(self) -> Self:
         try:
@@ -108,6 +110,13 @@ class TritonServer:
         """Raise what made the supervisor give up, if it has."""
         if self._failure is not None:
             raise self._failure
+
+    def states(self, plan: Plan) -> dict[str, State]:
+        """What each worker of a plan is doing, by the name of its model."""
+        told: dict[str, ModelState] = {}
+        with contextlib.suppress(ServingError):  # a server that does not answer has none of them
+            told = self._process.control.index()
+        return worker_states(plan, told, self._dead(), self._trouble)
 
     def log_tail(self) -> str:
         """The last lines that the server has printed."""
@@ -160,7 +169,7 @@ class TritonServer:
         check = self._process.watch(plan.models.union(self._stubs))
         self._process.control.load_all(plan.models, plan.name, check)
         ask_all({plan.name: partial(_ask_first, self.url, plan)}, check)
-        self._stubs = self._process.stubs(plan.models)
+        self._stubs, self._trouble = self._process.stubs(plan.models), ""
 
     def _restore(self, plan: Plan, before: Plan | None) -> None:
         self._unload(_models(plan) - _models(before))
@@ -192,8 +201,11 @@ class TritonServer:
             self.incidents.append(f"the server {processes.ending(ended)}")
             self._restart()
         elif self._dead():
-            with self._lock, contextlib.suppress(ServingError):  # what goes wrong now is seen by the next look
-                self._repair(self._dead())  # now, for who held the lock may have replaced them
+            with self._lock:
+                try:
+                    self._repair(self._dead())  # now, for who held the lock may have replaced them
+                except ServingError as error:  # what goes wrong now is seen by the next look
+                    self._trouble = str(error)
 
     def _dead(self) -> dict[str, int]:
         """Models whose process is dead, and how it ended."""
@@ -211,7 +223,8 @@ class TritonServer:
                 self._process.start()
                 if self._plan is not None:
                     self._load(self._plan)
-            except ServingError:
+            except ServingError as error:
+                self._trouble = str(error)
                 self._process.kill()
                 self._process.end()  # the next look tries again
 

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb
 from regions import Regions
-from routing import Chunk, Combiner, Router, Rule
+from routing import LATENCY_STEPS, Chunk, Combiner, Router, Rule, latency_step
 from tensors import tensor
 
 LOOK_SECONDS = 0.1  # between looks for overdue and cancelled requests
@@ -36,6 +36,8 @@ LONGEST = 1000  # characters of an error's message, or a few more
 WAIT_TIME, WAITS = "ensemble_wait_microseconds_total", "ensemble_wait_requests_total"
 REQUESTS, CALLS = "ensemble_requests_total", "ensemble_calls_total"
 SAMPLES, COPIED = "ensemble_samples_total", "ensemble_copied_bytes_total"
+RECEIVED, ANSWERED_SAMPLES = "ensemble_received_requests_total", "ensemble_answered_samples_total"
+LATENCY, LATENCIES = "ensemble_latency_microseconds_total", "ensemble_latency_requests_total"
 DESCRIPTIONS = {
     WAIT_TIME: "Microseconds that requests waited for members",
     WAITS: "Requests that every member has begun with",
@@ -43,8 +45,13 @@ DESCRIPTIONS = {
     CALLS: "Calls of a member's worker by how they ended",
     SAMPLES: "Samples that a member's worker has answered",
     COPIED: "Bytes of requests' inputs that had to be copied for members",
+    RECEIVED: "Requests that have come, of which some are in flight",
+    ANSWERED_SAMPLES: "Samples of requests that were answered",
+    LATENCY: "Microseconds that requests took, however they ended",
+    LATENCIES: "Requests that took less, and not less than the step before",
 }
-OUTCOMES = ("complete", "partial", "failed", "deadline", "cancelled")
+ANSWERED_OUTCOMES = ("complete", "partial")
+OUTCOMES = (*ANSWERED_OUTCOMES, "failed", "deadline", "cancelled")
 REASONS = ("answered", "not_finite", "invalid", "failed", "late")
 
 
@@ -120,8 +127,10 @@ class Meter:
             for name, description in DESCRIPTIONS.items()
         }
         self._metrics: dict[tuple[str, ...], Any] = {}
-        for name in (WAIT_TIME, WAITS, COPIED):
+        for name in (WAIT_TIME, WAITS, COPIED, RECEIVED, ANSWERED_SAMPLES, LATENCY):
             self._add((name,), model)
+        for step in LATENCY_STEPS:
+            self._add((LATENCIES, step), {**model, "below_seconds": step})
         for outcome in OUTCOMES:
             self._add((REQUESTS, outcome), {**model, "outcome": outcome})
         for member in settings.members:
@@ -160,7 +169,10 @@ class Job:
         self.key, self.offset = regions.find(samples)
         meter.add(COPIED, count=samples.nbytes)  # by Triton, into the memory that it shares with this process
         self._settings, self._meter = settings, meter
-        self._combiner = Combiner(len(samples), settings.shape, settings.weights, settings.rule)
+        self._wanted = frozenset(request.requested_output_names())
+        self._combiner = Combiner(
+            len(samples), settings.shape, settings.weights, settings.rule, "DISAGREEMENT" in self._wanted
+        )
         self._not_begun = set(range(len(settings.members)))
         self._left = [len(samples)] * len(settings.members)  # rows of each member
         self._lost = np.zeros(len(samples), np.int64)  # members that will not answer a row
@@ -169,6 +181,7 @@ class Job:
         self.deadline = self._since + settings.deadline
         self._request = request  # owns the memory of the samples
         self._sender = request.get_response_sender()
+        meter.add(RECEIVED)
         self._lock = threading.Lock()
         self.over = False
 
@@ -242,8 +255,10 @@ class Job:
     def _answer(self, outcome: str) -> None:
         answered = self._combiner.answered
         tensors = [tensor("PROBABILITIES", self._combiner.result())]
-        if "ANSWERED" in self._request.requested_output_names():
+        if "ANSWERED" in self._wanted:
             tensors.append(tensor("ANSWERED", answered))
+        if (disagreement := self._combiner.disagreement()) is not None:
+            tensors.append(tensor("DISAGREEMENT", disagreement))
         names = [self._settings.members[member]["model"] for member in np.flatnonzero(answered.all(axis=0))]
         self._send(outcome, response(tensors, {"answered": ",".join(names)}))
 
@@ -253,7 +268,12 @@ class Job:
 
     def _send(self, outcome: str, answer: Any) -> None:
         self.over = True
+        seconds = time.monotonic() - self._since
         self._meter.add(REQUESTS, outcome)
+        if outcome in ANSWERED_OUTCOMES:
+            self._meter.add(ANSWERED_SAMPLES, count=len(self.samples))
+        self._meter.add(LATENCY, count=round(seconds * 1e6))
+        self._meter.add(LATENCIES, latency_step(seconds))
         self._meter.flush()
         self._sender.send(answer, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 

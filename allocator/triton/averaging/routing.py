@@ -9,6 +9,7 @@ The backend in C++ does the same (`core/router.h`, `core/combiner.h`).
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,16 @@ Item = TypeVar("Item")
 
 ERRORS_IN_A_ROW = 3  # then a worker is out of service
 OUT_OF_SERVICE = 5.0  # seconds
+# Latencies are counted by the power of ten that they are below, five to a decade: 10^-4 s, 10^-3.8 s, …, 10^2 s, and
+# what takes longer.
+STEPS, FIRST_STEP, LAST_STEP = 5, -20, 10
+LATENCY_STEPS = (*(f"{10 ** (step / STEPS):.6f}" for step in range(FIRST_STEP, LAST_STEP + 1)), "+Inf")
+
+
+def latency_step(seconds: float) -> str:
+    """The one of `LATENCY_STEPS` that a latency is counted at."""
+    step = math.floor(math.log10(seconds) * STEPS) + 1 if seconds > 0 else FIRST_STEP
+    return LATENCY_STEPS[min(max(step, FIRST_STEP), LAST_STEP + 1) - FIRST_STEP]
 
 
 def segments(samples: int, size: int) -> Iterator[tuple[int, int]]:
@@ -185,6 +196,13 @@ class Rule(NamedTuple):
         return numbers
 
 
+def entropy(probabilities: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """In nats, of the distributions on the last axis; for each sample, the mean of its places."""
+    logs = np.log(probabilities, out=np.zeros(probabilities.shape), where=probabilities > 0)
+    entropies = -(probabilities * logs).sum(axis=-1)
+    return np.asarray(entropies.reshape(len(entropies), -1).mean(axis=1))
+
+
 class Combiner:
     """The sum of the members' answers to one request. Not synchronised.
 
@@ -195,12 +213,21 @@ class Combiner:
         shape: Of one sample's answer.
         weights: Of the members; their sum is 1.
         rule: How answers are added.
+        disagreement: Whether it is asked for.
     """
 
-    def __init__(self, samples: int, shape: tuple[int, ...], weights: Sequence[float], rule: Rule = Rule()) -> None:  # noqa: B008
+    def __init__(
+        self,
+        samples: int,
+        shape: tuple[int, ...],
+        weights: Sequence[float],
+        rule: Rule = Rule(),  # noqa: B008
+        disagreement: bool = False,
+    ) -> None:
         self._sums = np.zeros((samples, *shape))
         self._weights = np.array(weights)
         self._rule = rule
+        self._entropies = np.zeros(samples) if disagreement else None  # of the answers, summed as they are
         self.answered = np.zeros((samples, len(weights)), np.bool_)  # whether a member is in a row's average
 
     def add(self, member: int, start: int, stop: int, answer: npt.NDArray[Any]) -> list[int]:
@@ -211,10 +238,11 @@ class Combiner:
         if answer.dtype != np.float32:
             raise ValueError("the answer is not FP32")
         good = np.isfinite(answer).reshape(len(answer), -1).all(axis=1)
-        if good.all():
-            rows += self._weights[member] * self._rule.apply(answer)
-        else:
-            rows[good] += self._weights[member] * self._rule.apply(answer[good])
+        chosen: Any = slice(None) if good.all() else good
+        given = self._rule.apply(answer[chosen])
+        rows[chosen] += self._weights[member] * given
+        if self._entropies is not None:
+            self._entropies[start:stop][chosen] += self._weights[member] * entropy(given)
         self.answered[start:stop, member] = good
         return [start + int(row) for row in np.flatnonzero(~good)]
 
@@ -224,5 +252,22 @@ class Combiner:
 
     def result(self) -> npt.NDArray[np.float32]:
         """The averages; where members are missing, the others' weights count for the whole."""
-        totals = np.where(self.answered.all(axis=1), 1.0, self.answered @ self._weights)
-        return (self._sums / totals.reshape(-1, *[1] * (self._sums.ndim - 1))).astype(np.float32)
+        return self._averages().astype(np.float32)
+
+    def disagreement(self) -> npt.NDArray[np.float32] | None:
+        """How much the members of each row disagree, in nats [samples, 1]; none if nobody asked for it.
+
+        The entropy of the average without the average of the members' entropies: the generalised Jensen-Shannon
+        divergence of their distributions (Lin 1991), 0 if they are the same.
+        """
+        if self._entropies is None:
+            return None
+        found = entropy(self._averages()) - self._entropies / self._totals()
+        return np.maximum(found, 0).astype(np.float32)[:, None]  # below 0 only by rounding
+
+    def _averages(self) -> npt.NDArray[np.float64]:
+        return self._sums / self._totals().reshape(-1, *[1] * (self._sums.ndim - 1))
+
+    def _totals(self) -> npt.NDArray[np.float64]:
+        """The weights in each row."""
+        return np.where(self.answered.all(axis=1), 1.0, self.answered @ self._weights)

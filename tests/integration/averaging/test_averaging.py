@@ -9,11 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from tests.support.averaging import SECONDS, WIDTH, Server, Worker, rows, started
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
+from ensemble_core.serving.backends.averaging.routing import LATENCY_STEPS
 from ensemble_core.serving.client import CHANNEL, connect
 from ensemble_core.serving.errors import LoadError, ServingError
 from ensemble_core.serving.sharedmemory import Region
@@ -66,6 +68,59 @@ def test_logits_become_probabilities_before_they_are_averaged(server: Server):
     np.testing.assert_allclose(answer.probabilities, np.tile([0.625, 0.375], (20, 1)), atol=1e-5)
 
 
+def divergence(weights: npt.ArrayLike, distributions: npt.ArrayLike) -> float:
+    """The weighted mean of the Kullback-Leibler divergences from distributions [M, C] to their average, in nats."""
+    weight, p = np.array(weights) / np.sum(weights), np.array(distributions)
+    return float(weight @ (p * np.log(np.where(p > 0, p, 1) / (weight @ p))).sum(axis=1, where=p > 0))
+
+
+@pytest.mark.parametrize("rule", ["weighted", "average", "vote"])
+def test_members_disagree_by_their_divergence_from_the_average(server: Server, rule: str):
+    told = [[0.2, 0.8, 0.0], [0.6, 0.4, 0.0], [0.1, 0.2, 0.7]]
+    members = {f"m{index}": [saying(f"m{index}0", *numbers)] for index, numbers in enumerate(told)}
+    with server.front("disagreement", members, classes=3, weights=[2, 1, 1], rule=rule) as front:
+        answer = server.ask(front, rows(300))
+    votes = [[0, 1, 0], [1, 0, 0], [0, 0, 1]]
+    expected = divergence([1, 1, 1] if rule == "average" else [2, 1, 1], votes if rule == "vote" else told)
+    assert answer.disagreement.dtype == np.float32
+    np.testing.assert_allclose(answer.disagreement, np.full((300, 1), expected), atol=CLOSE)
+
+
+def test_logits_disagree_as_probabilities_and_who_says_the_same_does_not(server: Server):
+    logits = [[100 + np.log(3), 100], [-7, -7]]
+    for second, expected in ((logits[1], divergence([1, 1], [[0.75, 0.25], [0.5, 0.5]])), (logits[0], 0.0)):
+        members = {"a": [saying("a0", *logits[0])], "b": [saying("b0", *second)]}
+        with server.front("unsure", members, scores="logits") as front:
+            answer = server.ask(front, rows(20))
+        np.testing.assert_allclose(answer.disagreement, np.full((20, 1), expected), atol=1e-5)
+        assert (answer.disagreement >= 0).all()
+
+
+def test_only_those_disagree_who_answered(server: Server):
+    told = {"a": [0.2, 0.8], "b": [0.6, 0.4], "c": [0.9, 0.1]}
+    special = {"b": "nan", "c": "fail"}
+    members = {
+        name: [saying(f"{name}0", *numbers, **({"special": special[name]} if name in special else {}))]
+        for name, numbers in told.items()
+    }
+    with server.front("missing", members, weights=[1, 2, 1], quorum=1) as front:
+        samples = rows(24)
+        samples[20, 0] = HELD  # b misses this row, c all from 16 on
+        answer = server.ask(front, samples)
+    everyone, two = divergence([1, 2, 1], [*told.values()]), divergence([1, 2], [told["a"], told["b"]])
+    expected = [everyone if row < 16 else 0 if row == 20 else two for row in range(24)]
+    assert answer.answered.sum(axis=1).tolist() == [3 if row < 16 else 1 if row == 20 else 2 for row in range(24)]
+    np.testing.assert_allclose(answer.disagreement[:, 0], expected, atol=CLOSE)
+
+
+def test_who_does_not_ask_for_an_output_does_not_get_it(server: Server):
+    with server.front("plain", {"a": [Worker("a0")]}) as front, connect(server.url) as client:
+        asked = grpc.InferInput("INPUT", [2, WIDTH], "FP32")
+        asked.set_data_from_numpy(rows(2))
+        answer = client.infer(front, [asked], outputs=[grpc.InferRequestedOutput("PROBABILITIES")])
+        assert [output.name for output in answer.get_response().outputs] == ["PROBABILITIES"]
+
+
 @pytest.mark.parametrize("routing", ["pull", "weights"])
 def test_every_row_gets_its_own_answer_whoever_gives_it(server: Server, routing: str):
     members = {
@@ -108,6 +163,28 @@ def test_many_requests_are_in_flight_on_one_instance(server: Server):
         assert server.metrics("ensemble_wait_requests_total", model=front) == 8
     assert counts == [2, 2, 2, 2]
     assert all(answer.answered.all() for answer in answers)
+
+
+def test_requests_are_counted_as_they_come_and_by_how_long_they_took(server: Server):
+    members = {"a": [held()], "b": [Worker("b0", behaviour={"delay_us": "20000"})]}
+    with ThreadPoolExecutor(1) as pool, server.front("counted", members, deadline_seconds=SECONDS) as front:
+
+        def counted(name: str, **labels: str) -> int:
+            return server.metrics(f"ensemble_{name}_total", model=front, **labels)
+
+        server.ask(front, rows(30))
+        assert counted("answered_samples") == 30
+        assert counted("latency_requests") == 1
+        assert counted("latency_microseconds") >= 80_000  # of four calls in turn
+        quick = [step for step in LATENCY_STEPS if float(step) < 0.08]
+        assert sum(counted("latency_requests", below_seconds=step) for step in LATENCY_STEPS) == 1
+        assert sum(counted("latency_requests", below_seconds=step) for step in quick) == 0
+        running = pool.submit(server.ask, front, rows(5, HELD))
+        wait_until(lambda: counted("wait_requests") == 2, "not begun")
+        assert (counted("received_requests"), counted("latency_requests")) == (2, 1)
+        server.ask("held", rows(1, RELEASE))
+        running.result(SECONDS)
+        assert (counted("latency_requests"), counted("answered_samples")) == (2, 35)
 
 
 def test_an_error_says_which_member_worker_and_rows(server: Server):

@@ -118,12 +118,18 @@ class Ensemble:
 
     def expected(self, samples: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
         """The members' weighted mean in float64."""
-        flat = samples.reshape(len(samples), -1).astype(np.float64)
-        total = np.zeros((len(samples), CLASSES))
-        for weight, matrix in zip(WEIGHTS, self.matrices, strict=True):
-            exponents = np.exp(flat @ matrix - (flat @ matrix).max(axis=1, keepdims=True))
-            total += weight * exponents / exponents.sum(axis=1, keepdims=True)
-        return total
+        return np.tensordot(WEIGHTS, self.distributions(samples), 1)
+
+    def disagreement(self, samples: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
+        """The weighted mean of the members' divergences from their mean."""
+        members = self.distributions(samples)
+        return np.tensordot(WEIGHTS, (members * np.log(members / self.expected(samples))).sum(axis=2), 1)
+
+    def distributions(self, samples: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
+        """What each member answers, [M, N, C]."""
+        scores = samples.reshape(len(samples), -1).astype(np.float64) @ np.array(self.matrices, np.float64)
+        exponents = np.exp(scores - scores.max(axis=2, keepdims=True))
+        return exponents / exponents.sum(axis=2, keepdims=True)
 
     def of(self, kind: str, folder: Path) -> Ensemble:
         """The same members for another type of input."""

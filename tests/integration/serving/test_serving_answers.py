@@ -15,8 +15,9 @@ import pytest
 from tritonclient import grpc
 
 from ensemble_core.commands import predict as predict_command
+from ensemble_core.serving import client as client_module
 from ensemble_core.serving import repository
-from ensemble_core.serving.client import ask, connect, describe, predict, shared_request
+from ensemble_core.serving.client import ask, connect, describe, predict, predict_with_disagreement, shared_request
 from ensemble_core.serving.errors import LoadError, ServingError
 from ensemble_core.serving.load import measure
 from ensemble_core.serving.server import TritonServer
@@ -96,6 +97,21 @@ def test_answers_do_not_depend_on_the_way_samples_travel(server, plan, ensemble)
     np.testing.assert_allclose(
         ask(server.url, plan.name, given), predict(server.url, plan.name, given), rtol=0, atol=CLOSE
     )
+
+
+@pytest.mark.parametrize("samples", [3, 2300])
+def test_members_disagree_by_their_divergence_from_the_mean(server, plan, ensemble, samples, monkeypatch):
+    given = ensemble.samples(samples)
+    for shared in (True, False):
+        if not shared:  # as with a server elsewhere
+            monkeypatch.setattr(client_module, "shared_request", unavailable)
+        answers, disagreement = predict_with_disagreement(server.url, plan.name, given)
+        np.testing.assert_allclose(answers, ensemble.expected(given), atol=CLOSE)
+        np.testing.assert_allclose(disagreement[:, 0], ensemble.disagreement(given), atol=CLOSE)
+
+
+def unavailable(*_: object) -> None:
+    raise OSError
 
 
 def test_no_samples_have_no_answers(server, plan, ensemble):
@@ -233,7 +249,7 @@ def test_the_command_writes_the_answers(server, plan, ensemble, tmp_path):
     np.save(tmp_path / "x.npy", given)
     arguments = type("Arguments", (), {})()
     arguments.url, arguments.model = server.url, plan.name
-    arguments.input, arguments.output = tmp_path / "x.npy", tmp_path / "answers"
+    arguments.input, arguments.output, arguments.disagreement = tmp_path / "x.npy", tmp_path / "answers", None
     assert predict_command.run(arguments) == 0
     np.testing.assert_allclose(np.load(tmp_path / "answers"), ensemble.expected(given), atol=CLOSE)
 
@@ -242,7 +258,7 @@ def test_the_command_fails_without_a_server(tmp_path, ensemble, capsys):
     np.save(tmp_path / "x.npy", ensemble.samples(1))
     arguments = type("Arguments", (), {})()
     arguments.url, arguments.model = "127.0.0.1:1", "front"
-    arguments.input, arguments.output = tmp_path / "x.npy", tmp_path / "y.npy"
+    arguments.input, arguments.output, arguments.disagreement = tmp_path / "x.npy", tmp_path / "y.npy", None
     assert predict_command.run(arguments) == 1
     assert "127.0.0.1:1" in capsys.readouterr().err
     assert not arguments.output.exists()

@@ -128,7 +128,10 @@ def test_a_device_that_has_too_little_memory_is_told(
     make_subject: Callable[..., Subject], reason: str, device: int | None
 ) -> None:
     throughput = Bench(make_subject(), SIGNATURE, PACE, Server(*[LoadError(reason)] * 2))(CANDIDATE)
-    assert throughput.measured() == Measured(0, reason=reason, device=device)
+    assert throughput.measured() == Measured(0, reason=throughput.reason, device=device)
+    assert throughput.reason.endswith(reason)
+    who = {0: "m-0000 on cpu0 with batches of 8", 1: "m-0001 on cpu1 with batches of 32"}
+    assert device is None or who[device] in throughput.reason.removesuffix(reason)
 
 
 def test_no_server_says_nothing_about_a_matrix(make_subject: Callable[..., Subject]) -> None:

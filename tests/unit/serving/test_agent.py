@@ -12,6 +12,7 @@ from ensemble_core.serving import processes, rendered, repository, sharedmemory,
 from ensemble_core.serving.agent import LONGEST_PAUSE, LOOK_SECONDS, Agent, Repairs, Seen, find_repairs, loaded_members
 from ensemble_core.serving.errors import LoadError, ServingError
 from ensemble_core.serving.rendered import Rendered
+from ensemble_core.serving.states import ModelState
 
 PYTHON = {"digits", "m-0--cpu0--b32", "m-0--cpu1--b8", "m-1--cpu1--b128"}
 GPU = "m-2--gpu0--b64"
@@ -92,12 +93,13 @@ class FakeTriton:
     def __init__(self, wanted) -> None:
         self.wanted, self.loaded = wanted, dict[str, object]()
         self.up, self.broken, self.calls = True, set[str](), list[str]()
+        self.problem = "no file"
 
     def identity(self) -> str | None:
         return SERVER if self.up else None
 
-    def states(self) -> dict[str, str]:
-        return dict.fromkeys(self.loaded, "READY")
+    def index(self) -> dict[str, ModelState]:
+        return dict.fromkeys(self.loaded, ModelState("READY"))
 
     def config(self, model: str):
         from google.protobuf import json_format
@@ -107,7 +109,7 @@ class FakeTriton:
     def load_all(self, models, front: str, check) -> None:
         self.calls.append("load " + " ".join(models))
         if broken := self.broken.intersection(models):
-            raise LoadError(f"{min(broken)}: load: no memory")
+            raise LoadError(f"{min(broken)}: load: {self.problem}")
         self.loaded.update({model: self.wanted[model] for model in models})
 
     def unload(self, model: str) -> None:
@@ -146,6 +148,29 @@ def test_it_loads_once_and_then_only_looks(agent, triton, told):
     assert [(each["done"], each["note"]) for each in told] == [(0, "loading"), (5, ""), (5, "")]
     assert told[1] == told[2]
     assert told[1]["summary"]["repaired"] == told[1]["summary"]["revivals"] == 0
+    assert states(told[1]) == ["ready"] * 4
+
+
+def states(told: dict) -> list[str]:
+    return [worker["state"] for worker in told["summary"]["workers"]]
+
+
+def test_a_worker_that_runs_out_of_memory_is_named(agent, triton, told):
+    triton.broken, triton.problem = {"m-1--cpu1--b128"}, "MemoryError: 3 GiB"
+    agent.look()
+    worker = {"modelId": "m-1", "device": "cpu1", "batchSize": 128, "state": "out of memory"}
+    assert worker in told[-1]["summary"]["workers"]
+    assert told[-1]["note"] == (
+        "out of memory: m-1 on cpu1 with batches of 128; m-1--cpu1--b128: load: MemoryError: 3 GiB"
+    )
+    triton.broken = set()
+    agent.look()
+    assert states(told[-1]) == ["ready"] * 4
+
+
+def test_a_worker_whose_process_died_is_dead(wanted, make_plan):
+    assert seen(wanted, alive=frozenset(PYTHON - {"m-1--cpu1--b128"})).dead(wanted) == {"m-1--cpu1--b128"}
+    assert seen(wanted, alive=None).dead(wanted) == frozenset()
 
 
 def test_it_waits_for_the_server_without_losing_patience(agent, triton, told):
@@ -155,8 +180,9 @@ def test_it_waits_for_the_server_without_losing_patience(agent, triton, told):
         "done": 0,
         "total": 5,
         "note": "waiting for the server",
-        "summary": {"loaded": [], "revivals": 0, "repaired": 0},
+        "summary": {"loaded": [], "workers": told[0]["summary"]["workers"], "revivals": 0, "repaired": 0},
     }
+    assert states(told[0]) == ["not loaded"] * 4
     triton.up = True
     agent.look()
     assert told[-1]["done"] == 5
@@ -177,7 +203,7 @@ def test_an_ensemble_that_lacks_a_member_is_not_ready(agent, triton, told):
     triton.broken = {"m-1--cpu1--b128"}
     pauses = [agent.look() for _ in range(8)]
     assert "digits" not in triton.loaded
-    assert told[-1]["note"] == "m-1--cpu1--b128: load: no memory"
+    assert told[-1]["note"] == "m-1--cpu1--b128: load: no file"
     assert [member["modelId"] for member in told[-1]["summary"]["loaded"]] == ["m-0", "m-2"]
     assert pauses == sorted(pauses)
     assert (pauses[0], pauses[-1]) == (2 * LOOK_SECONDS, LONGEST_PAUSE)
@@ -236,7 +262,7 @@ def test_why_a_server_went_away_is_told_until_everything_is_there_again(agent, t
     agent.look()
     triton.up = False
     agent.look()
-    assert told[-1]["note"] == "waiting for the server, after: m-1--cpu1--b128: load: no memory"
+    assert told[-1]["note"] == "waiting for the server, after: m-1--cpu1--b128: load: no file"
     triton.up, triton.broken = True, set()
     agent.look()
-    assert [each["note"] for each in told[-2:]] == ["loading, after: m-1--cpu1--b128: load: no memory", ""]
+    assert [each["note"] for each in told[-2:]] == ["loading, after: m-1--cpu1--b128: load: no file", ""]

@@ -35,6 +35,7 @@ def test_the_front_model_has_the_members_signature(make_plan, kind, triton):
     assert [(given.name, given.data_type, list(given.dims)) for given in front.output] == [
         ("PROBABILITIES", pb.TYPE_FP32, [7]),
         ("ANSWERED", pb.TYPE_BOOL, [3]),
+        ("DISAGREEMENT", pb.TYPE_FP32, [1]),
     ]
     assert [(group.kind, group.count) for group in front.instance_group] == [(pb.ModelInstanceGroup.KIND_CPU, 1)]
     assert front.parameters["segment_size"].string_value == "128"

@@ -161,6 +161,51 @@ def test_a_row_without_a_member_is_the_average_of_the_others():
     assert combiner.answered.tolist() == [[True, False, False], [True, True, False], [True, False, False]]
 
 
+@given(
+    members=st.integers(1, 5),
+    samples=st.integers(1, 9),
+    classes=st.integers(1, 6),
+    rule=st.builds(Rule, votes=st.booleans(), logits=st.booleans()),
+    seed=st.integers(0, 99),
+)
+def test_disagreement_is_the_divergence_of_those_who_answered(members, samples, classes, rule, seed):
+    random = np.random.default_rng(seed)
+    answers = random.dirichlet(np.ones(classes), (members, samples)).astype(np.float32)
+    weights = random.dirichlet(np.ones(members))
+    answered = random.random((samples, members)) < 0.7
+    answered[np.arange(samples), random.integers(0, members, samples)] = True
+    combiner = Combiner(samples, (classes,), weights, rule, disagreement=True)
+    for row, member in np.argwhere(answered)[random.permutation(answered.sum())]:
+        combiner.add(member, row, row + 1, answers[member, row : row + 1])
+    found = combiner.disagreement()
+    assert found.dtype == np.float32
+    assert found.shape == (samples, 1)
+    for row in range(samples):
+        given, weight = rule.apply(answers[answered[row], row]), weights[answered[row]] / weights[answered[row]].sum()
+        ratios = given / np.maximum(weight @ given, 1e-30)  # to their average, which is 0 where all of them are
+        divergences = (given * np.log(np.where(given > 0, ratios, 1))).sum(axis=1)
+        assert found[row, 0] == pytest.approx(weight @ divergences, abs=1e-6)
+    assert (found >= 0).all()
+    assert (found <= np.log(np.minimum(answered.sum(axis=1), classes))[:, None] + 1e-6).all()
+
+
+@given(members=st.integers(1, 5), answer=st.lists(st.floats(-9, 9, width=32), min_size=1, max_size=6))
+def test_who_says_the_same_does_not_disagree(members, answer):
+    combiner = Combiner(1, (len(answer),), np.full(members, 1 / members), Rule(logits=True), disagreement=True)
+    for member in range(members):
+        combiner.add(member, 0, 1, np.array([answer], np.float32))
+    assert combiner.disagreement() == pytest.approx(0, abs=1e-12)
+
+
+def test_disagreement_is_the_mean_of_a_maps_places_and_nothing_that_nobody_asked_for():
+    for asked, expected in ((True, [[np.log(2) / 2]]), (False, None)):
+        combiner = Combiner(1, (2, 2), [0.5, 0.5], disagreement=asked)
+        combiner.add(0, 0, 1, np.array([[[1, 0], [1, 0]]], np.float32))
+        combiner.add(1, 0, 1, np.array([[[0, 1], [1, 0]]], np.float32))
+        found = combiner.disagreement()
+        assert found == pytest.approx(np.array(expected), abs=1e-6) if asked else found is None
+
+
 def test_votes_go_to_the_lowest_of_equal_classes_and_logits_become_probabilities():
     answer = np.array([[0, np.log(3)], [2, 2]], np.float32)
     np.testing.assert_array_equal(Rule(votes=True, logits=True).apply(answer), [[0, 1], [1, 0]])

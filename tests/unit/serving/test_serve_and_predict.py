@@ -18,7 +18,9 @@ def arguments(tmp_path, monkeypatch):
     """Arguments of `predict`, with a server that takes uint8 [N, 8, 8, 1]."""
     endpoint = Endpoint(Signature(input_type="uint8", input_shape=(8, 8, 1), classes=10), 16)
     monkeypatch.setattr(predict, "describe", lambda url, model: endpoint)
-    return Namespace(url="127.0.0.1:1", model="m", input=tmp_path / "x.npy", output=tmp_path / "y.npy")
+    return Namespace(
+        url="127.0.0.1:1", model="m", input=tmp_path / "x.npy", output=tmp_path / "y.npy", disagreement=None
+    )
 
 
 @pytest.mark.parametrize(
@@ -63,6 +65,14 @@ def test_a_missing_output_folder_is_found_before_the_server_is_asked(arguments):
     arguments.output = arguments.output.parent / "missing" / "y.npy"
     with pytest.raises(UserError, match="no folder"):
         predict.run(arguments)
+
+
+def test_the_folder_of_the_disagreement_is_looked_for_too(arguments):
+    np.save(arguments.input, np.zeros((1, 8, 8, 1), np.uint8))
+    arguments.disagreement = arguments.output.parent / "missing" / "u.npy"
+    with pytest.raises(UserError, match="no folder") as refused:
+        predict.run(arguments)
+    assert refused.value.where == "--disagreement"
 
 
 @pytest.mark.parametrize(

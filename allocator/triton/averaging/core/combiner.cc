@@ -6,13 +6,14 @@
 
 namespace averaging {
 
-Combiner::Combiner(const Settings& settings, int64_t rows, float* sums)
+Combiner::Combiner(const Settings& settings, int64_t rows, float* sums, bool disagreement)
     : settings_(settings),
       rows_(rows),
       members_(settings.members.size()),
       width_(settings.width()),
       sums_(sums),
       answered_(static_cast<size_t>(rows) * members_),
+      entropies_(disagreement ? static_cast<size_t>(rows) : 0),
       counts_(static_cast<size_t>(rows)) {}
 
 Combiner::Added Combiner::add(size_t member, Rows rows, const float* answer) {
@@ -31,6 +32,7 @@ Combiner::Added Combiner::add(size_t member, Rows rows, const float* answer) {
       }
       const auto index = static_cast<size_t>(row);
       adder.add(sums_ + index * width_, answer, weight, counts_[index]++ == 0);
+      if (!entropies_.empty()) entropies_[index] += settings_.members[member].weight * adder.entropy_of(answer);
       answered_[index * members_ + member] = 1;
     }
   }
@@ -52,7 +54,18 @@ void Combiner::normalise() {
       if (answered_[row * members_ + member] != 0) weight += settings_.members[member].weight;
     }
     scale(sums_ + row * width_, width_, static_cast<float>(1 / weight));
+    if (!entropies_.empty()) entropies_[row] /= weight;
   }
+}
+
+std::vector<float> Combiner::disagreement() const {
+  const auto places = static_cast<double>(width_ / settings_.classes());
+  std::vector<float> result(entropies_.size());
+  for (size_t row = 0; row < result.size(); row++) {
+    const double of_average = entropy(sums_ + row * width_, width_) / places;
+    result[row] = static_cast<float>(std::max(0.0, of_average - entropies_[row]));  // below 0 only by rounding
+  }
+  return result;
 }
 
 bool Combiner::answered_all(size_t member) const {

@@ -23,8 +23,8 @@ struct Rows {
 // Members add from their own threads at the same time; once closed, nothing is written any more.
 class Combiner {
  public:
-  // `sums` has room for the answers of all rows and outlives the last add.
-  Combiner(const Settings& settings, int64_t rows, float* sums);
+  // `sums` has room for the answers of all rows and outlives the last add. `disagreement` tells whether it is asked for.
+  Combiner(const Settings& settings, int64_t rows, float* sums, bool disagreement = false);
 
   struct Added {
     bool in_time;               // false: it was closed before, and nothing was added
@@ -42,6 +42,10 @@ class Combiner {
   size_t fewest() const;
   // Makes the sums averages: where members are missing, the others' weights count for the whole.
   void normalise();
+  // How much the members of each row disagree, in nats, once the sums are averages: the entropy of the average without
+  // the average of the members' entropies. That is the generalised Jensen-Shannon divergence of their distributions,
+  // 0 if they are the same. Empty if nobody asked for it.
+  std::vector<float> disagreement() const;
   // Whether a member is in a row's average: member by member for the first row, then for the second, and so on.
   const std::vector<uint8_t>& answered() const { return answered_; }
   // Whether a member is in the average of every row.
@@ -55,6 +59,7 @@ class Combiner {
   const size_t members_, width_;
   float* const sums_;
   std::vector<uint8_t> answered_;
+  std::vector<double> entropies_;  // of the members of each row, as their answers are summed; empty if not wanted
   std::vector<uint16_t> counts_;  // members in each row
   std::shared_mutex gate_;        // shared by who adds
   bool closed_ = false;

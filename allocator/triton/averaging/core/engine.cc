@@ -50,6 +50,7 @@ void Engine::stop() {
 void Engine::submit(std::unique_ptr<Client> client) {
   const int64_t rows = client->rows();
   const auto request = std::make_shared<Request>(settings_, std::move(client), now());
+  meter_.request_came();
   bool wake = false;
   {
     const std::lock_guard lock(mutex_);
@@ -147,7 +148,7 @@ void Engine::finish(const std::shared_ptr<Request>& request, RequestEnd end) {
   }
   request->combiner().close();
   if (end == RequestEnd::kDeadline && request->combiner().fewest() >= settings_.quorum) end = RequestEnd::kPartial;
-  meter_.request_ended(end);
+  meter_.request_ended(end, request->client().rows(), now() - request->since());
   tell(*request, end);
 }
 

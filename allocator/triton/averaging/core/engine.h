@@ -45,7 +45,9 @@ class Meter {
   virtual ~Meter() = default;
 
   virtual void call_ended(size_t member, size_t worker, int64_t rows, CallEnd end) = 0;
-  virtual void request_ended(RequestEnd end) = 0;
+  virtual void request_came() = 0;
+  // It took so long, and had so many samples.
+  virtual void request_ended(RequestEnd end, int64_t rows, std::chrono::steady_clock::duration time) = 0;
   // A request waited so long until every member had begun with it.
   virtual void waited(std::chrono::steady_clock::duration time) = 0;
 };

@@ -9,7 +9,7 @@ namespace averaging {
 Request::Request(const Settings& settings, std::unique_ptr<Client> client, Time now)
     : settings_(settings),
       client_(std::move(client)),
-      combiner_(settings, client_->rows(), client_->sums()),
+      combiner_(settings, client_->rows(), client_->sums(), client_->wants_disagreement()),
       since_(now),
       deadline_(now + std::chrono::duration_cast<Time::duration>(settings.deadline)),
       not_begun_(settings.members.size()),

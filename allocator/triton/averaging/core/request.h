@@ -30,6 +30,8 @@ class Client {
   virtual int64_t rows() const = 0;
   // Where the answer is to be summed up.
   virtual float* sums() = 0;
+  // Whether it wants to know how much the members disagree.
+  virtual bool wants_disagreement() const = 0;
   // Whether it does not want the answer any more.
   virtual bool cancelled() const = 0;
 

@@ -17,6 +17,9 @@ size_t largest(const float* numbers, size_t count);
 // softmax(numbers), to another place.
 void softmax(const float* numbers, size_t count, float* result);
 
+// Entropy of a distribution in nats.
+double entropy(const float* probabilities, size_t count);
+
 // Adds answers by the rule of the settings. Not synchronised: each thread has its own.
 class Adder {
  public:
@@ -25,6 +28,9 @@ class Adder {
   // sum += weight·answer, where answer is what the rule makes of it: probabilities, or 1 for the class with the most.
   // A sample's first answer overwrites what was there, so that nobody must zero the sum before.
   void add(float* sum, const float* answer, float weight, bool first);
+
+  // Entropy of what the rule made of the answer that was added last, the mean of its places; 0 for a vote.
+  double entropy_of(const float* answer) const;
 
  private:
   void vote(float* sum, const float* answer, float weight, bool first) const;

@@ -83,4 +83,63 @@ TEST(nothing_is_added_to_a_closed_one) {
   CHECK(sums[0] == 7 && combiner.fewest() == 0);
 }
 
+TEST(members_disagree_by_their_jensen_shannon_divergence) {
+  const Settings settings = three();
+  float sums[6];
+  Combiner combiner(settings, 3, sums, true);
+  const float a[] = {1, 0, 0.5F, 0.5F, 0.9F, 0.1F}, b[] = {0, 1, 0.5F, 0.5F, 0.3F, 0.7F};
+  combiner.add(0, {0, 3}, a);
+  combiner.add(1, {0, 3}, b);
+  combiner.add(2, {1, 2}, b + 2);  // is missing in the others
+  combiner.close();
+  combiner.normalise();
+  const auto found = combiner.disagreement();
+  const auto h = [](double p) { return p > 0 && p < 1 ? -p * std::log(p) - (1 - p) * std::log(1 - p) : 0; };
+  CHECK(std::abs(static_cast<double>(found[0]) - h(2.0 / 3)) < 1e-6);
+  CHECK(found[1] >= 0 && found[1] < 1e-6F);
+  CHECK(std::abs(static_cast<double>(found[2]) - (h(0.7) - 2 * h(0.9) / 3 - h(0.3) / 3)) < 1e-6);
+}
+
+TEST(votes_disagree_by_their_entropy_and_logits_as_probabilities) {
+  const float a[] = {9, 0}, b[] = {0, 2};
+  const double p = std::exp(9) / (std::exp(9) + 1), q = 1 / (std::exp(2) + 1);
+  const auto h = [](double one) { return -one * std::log(one) - (1 - one) * std::log(1 - one); };
+  const double expected[] = {h(0.75), h(0.75 * p + 0.25 * q) - 0.75 * h(p) - 0.25 * h(q)};
+  for (const bool votes : {true, false}) {
+    const Settings settings = three(parameter("scores", "logits") + (votes ? parameter("rule", "vote") : ""));
+    float sums[2];
+    Combiner combiner(settings, 1, sums, true);
+    combiner.add(0, {0, 1}, a);
+    combiner.add(1, {0, 1}, b);
+    combiner.add(2, {0, 1}, a);
+    combiner.close();
+    combiner.normalise();
+    CHECK(std::abs(static_cast<double>(combiner.disagreement()[0]) - expected[votes ? 0 : 1]) < 1e-6);
+  }
+}
+
+TEST(each_place_of_a_map_counts_as_much_for_the_disagreement) {
+  const Settings settings = Settings::parse(config_of(member("a", 1, worker("a0", 1)) + "," +
+                                                          member("b", 1, worker("b0", 1)), "", "[2, 2]"));
+  float sums[4];
+  Combiner combiner(settings, 1, sums, true);
+  const float a[] = {1, 0, 1, 0}, b[] = {0, 1, 1, 0};
+  combiner.add(0, {0, 1}, a);
+  combiner.add(1, {0, 1}, b);
+  combiner.close();
+  combiner.normalise();
+  CHECK(std::abs(static_cast<double>(combiner.disagreement()[0]) - std::log(2) / 2) < 1e-6);
+}
+
+TEST(disagreement_is_nothing_that_nobody_asked_for) {
+  const Settings settings = three();
+  float sums[2];
+  Combiner combiner(settings, 1, sums);
+  const float a[] = {1, 0};
+  combiner.add(0, {0, 1}, a);
+  combiner.close();
+  combiner.normalise();
+  CHECK(combiner.disagreement().empty());
+}
+
 int main() { return checks::run(); }

@@ -32,6 +32,7 @@ class TestClient : public Client {
 
   int64_t rows() const override { return rows_; }
   float* sums() override { return sums_.data(); }
+  bool wants_disagreement() const override { return false; }
   bool cancelled() const override { return *cancelled_; }
   void answer(const Combiner& sums) override { told_.set_value({true, {}, "", sums_, sums.answered()}); }
   void refuse(Refusal refusal, const std::string& message) override {
@@ -53,7 +54,11 @@ class TestClient : public Client {
 class TestMeter : public Meter {
  public:
   void call_ended(size_t, size_t, int64_t, CallEnd end) override { calls[static_cast<size_t>(end)]++; }
-  void request_ended(RequestEnd end) override { requests[static_cast<size_t>(end)]++; }
+  void request_came() override { came++; }
+  void request_ended(RequestEnd end, int64_t rows, std::chrono::steady_clock::duration) override {
+    requests[static_cast<size_t>(end)]++;
+    samples += rows;
+  }
   void waited(std::chrono::steady_clock::duration) override { waits++; }
 
   int of(CallEnd end) const { return calls[static_cast<size_t>(end)]; }
@@ -61,7 +66,8 @@ class TestMeter : public Meter {
 
   std::atomic<int> calls[5] = {};
   std::atomic<int> requests[5] = {};
-  std::atomic<int> waits = 0;
+  std::atomic<int> waits = 0, came = 0;
+  std::atomic<int64_t> samples = 0;  // of requests that ended
 };
 
 // Calls wait until the test ends them; those of a worker that is broken cannot be made.
@@ -193,6 +199,7 @@ TEST(the_last_answer_tells_the_client) {
   const Told answer = get(told);
   CHECK(answer.answered && answer.sums == std::vector<float>(22, 4));
   CHECK(bench.meter.of(CallEnd::kAnswered) == 6 && bench.meter.of(RequestEnd::kComplete) == 1 && bench.meter.waits == 1);
+  CHECK(bench.meter.came == 1 && bench.meter.samples == 11);
   CHECK(freed.wait_for(std::chrono::seconds(0)) != std::future_status::ready);  // the last call reads its samples still
   last.reset();
   CHECK(freed.wait_for(kLongest) == std::future_status::ready);
@@ -401,7 +408,7 @@ TEST(whatever_happens_every_request_ends_once_with_the_right_answer) {
     CHECK(answered > 0);
     int ended = 0;
     for (const auto& count : bench.meter.requests) ended += count;
-    CHECK(ended == 400);
+    CHECK(ended == 400 && bench.meter.came == 400);
   }
 }
 

@@ -52,6 +52,24 @@ TEST(softmax_of_large_logits_is_finite) {
   CHECK(near(result[0], 0.5) && near(result[1], 0.5) && near(result[2], 0));
 }
 
+TEST(entropy_is_in_nats_and_what_is_impossible_adds_nothing) {
+  const float uniform[] = {0.25F, 0.25F, 0.25F, 0.25F}, certain[] = {0, 1, 0}, skewed[] = {0.75F, 0, 0.25F};
+  CHECK(near(static_cast<float>(entropy(uniform, 4)), std::log(4.0)));
+  CHECK(std::abs(entropy(certain, 3)) < 1e-30);
+  CHECK(near(static_cast<float>(entropy(skewed, 3)), -0.75 * std::log(0.75) - 0.25 * std::log(0.25)));
+}
+
+TEST(entropy_is_right_for_any_numbers) {
+  std::mt19937 random(0);
+  for (size_t count = 1; count < 300; count++) {
+    std::vector<float> numbers(count);
+    for (float& number : numbers) number = std::exp(-static_cast<float>(random() % 100000) / 1000);  // down to 4e-44
+    double expected = 0;
+    for (const float number : numbers) expected -= number > 0 ? number * std::log(static_cast<double>(number)) : 0;
+    CHECK(std::abs(entropy(numbers.data(), count) - expected) <= 1e-6 * std::max(1.0, expected));
+  }
+}
+
 TEST(the_first_answer_overwrites_and_others_add) {
   for (const char* rule : {"average", "weighted"}) {
     Adder adder(settings_of(parameter("rule", rule), "[11]"));

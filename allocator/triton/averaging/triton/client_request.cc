@@ -13,6 +13,7 @@ namespace {
 
 constexpr const char* kOutput = "PROBABILITIES";
 constexpr const char* kAnswered = "ANSWERED";
+constexpr const char* kDisagreement = "DISAGREEMENT";
 
 uint64_t now_ns() {
   const auto since_start = std::chrono::steady_clock::now().time_since_epoch();
@@ -73,6 +74,7 @@ void ClientRequest::read_wanted_outputs() {
     const char* name = nullptr;
     check(TRITONBACKEND_RequestOutputName(request_, i, &name));
     wants_answered_ |= std::string_view(name) == kAnswered;
+    wants_disagreement_ |= std::string_view(name) == kDisagreement;
   }
 }
 
@@ -148,6 +150,11 @@ void ClientRequest::answer(const Combiner& sums) {
       const std::vector<int64_t> shape{rows(), static_cast<int64_t>(members.size())};
       std::memcpy(add_output(kAnswered, TRITONSERVER_TYPE_BOOL, shape, answered.size()), answered.data(),
                   answered.size());
+    }
+    if (wants_disagreement_) {
+      const auto disagreement = sums.disagreement();
+      const size_t bytes = disagreement.size() * sizeof(float);
+      std::memcpy(add_output(kDisagreement, TRITONSERVER_TYPE_FP32, {rows(), 1}, bytes), disagreement.data(), bytes);
     }
   })};
   send(std::move(problem));

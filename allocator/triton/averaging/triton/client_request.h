@@ -39,6 +39,7 @@ class ClientRequest : public Client {
 
   int64_t rows() const override { return shape_.front(); }
   float* sums() override { return sums_; }
+  bool wants_disagreement() const override { return wants_disagreement_; }
   bool cancelled() const override;
   void answer(const Combiner& sums) override;
   void refuse(Refusal refusal, const std::string& message) override;
@@ -70,7 +71,7 @@ class ClientRequest : public Client {
   std::vector<Piece> pieces_;
   Place place_;
   std::unique_ptr<Region> region_;  // with a copy of the samples, if they were in no shared memory
-  bool wants_answered_ = false;
+  bool wants_answered_ = false, wants_disagreement_ = false;
   Response response_;
   float* sums_ = nullptr;
 };

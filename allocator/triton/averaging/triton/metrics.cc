@@ -1,6 +1,9 @@
 #include "triton/metrics.h"
 
+#include <algorithm>
 #include <array>
+#include <cmath>
+#include <cstdio>
 
 namespace averaging {
 
@@ -11,6 +14,28 @@ using Parameter = Owned<TRITONSERVER_Parameter, TRITONSERVER_ParameterDelete>;
 // Labels, in the order of the enumerations.
 constexpr std::array kCallEnds{"answered", "not_finite", "invalid", "failed", "late"};
 constexpr std::array kRequestEnds{"complete", "partial", "failed", "deadline", "cancelled"};
+
+// Latencies are counted by the power of ten that they are below, five to a decade: 10^-4 s, 10^-3.8 s, …, 10^2 s, and what
+// takes longer.
+constexpr double kSteps = 5;
+constexpr int kFirst = -20, kLast = 10;
+
+size_t step_of(double seconds) {
+  if (seconds <= 0) return 0;
+  const double step = std::floor(std::log10(seconds) * kSteps) + 1;
+  return static_cast<size_t>(std::clamp(step, double{kFirst}, double{kLast + 1}) - kFirst);
+}
+
+std::string label_of(int step) {
+  if (step > kLast) return "+Inf";
+  char text[32];
+  std::snprintf(text, sizeof text, "%.6f", std::pow(10, step / kSteps));
+  return text;
+}
+
+double microseconds(std::chrono::steady_clock::duration time) {
+  return static_cast<double>(std::chrono::duration_cast<std::chrono::microseconds>(time).count());
+}
 
 }  // namespace
 
@@ -39,9 +64,20 @@ Metrics::Metrics(const Settings& settings, const std::string& load)
       calls_family_("ensemble_calls_total", "Calls of a member's worker by how they ended"),
       samples_family_("ensemble_samples_total", "Samples that a member's worker has answered"),
       copied_family_("ensemble_copied_bytes_total", "Bytes of requests' inputs that had to be copied for members"),
+      received_family_("ensemble_received_requests_total", "Requests that have come, of which some are in flight"),
+      answered_samples_family_("ensemble_answered_samples_total", "Samples of requests that were answered"),
+      latency_family_("ensemble_latency_microseconds_total", "Microseconds that requests took, however they ended"),
+      latencies_family_("ensemble_latency_requests_total", "Requests that took less, and not less than the step before"),
       wait_time_(wait_time_family_.counter({{"model", settings.model}, {"load", load}})),
       waits_(waits_family_.counter({{"model", settings.model}, {"load", load}})),
-      copied_bytes_(copied_family_.counter({{"model", settings.model}, {"load", load}})) {
+      copied_bytes_(copied_family_.counter({{"model", settings.model}, {"load", load}})),
+      received_(received_family_.counter({{"model", settings.model}, {"load", load}})),
+      answered_samples_(answered_samples_family_.counter({{"model", settings.model}, {"load", load}})),
+      latency_(latency_family_.counter({{"model", settings.model}, {"load", load}})) {
+  for (int step = kFirst; step <= kLast + 1; step++) {
+    latencies_.push_back(
+        latencies_family_.counter({{"model", settings.model}, {"load", load}, {"below_seconds", label_of(step)}}));
+  }
   for (const char* end : kRequestEnds) {
     requests_.push_back(requests_family_.counter({{"model", settings.model}, {"load", load}, {"outcome", end}}));
   }
@@ -66,10 +102,15 @@ void Metrics::call_ended(size_t member, size_t worker, int64_t rows, CallEnd end
   if (end == CallEnd::kAnswered) counters.samples.add(static_cast<double>(rows));
 }
 
-void Metrics::request_ended(RequestEnd end) { requests_[static_cast<size_t>(end)].add(1); }
+void Metrics::request_ended(RequestEnd end, int64_t rows, std::chrono::steady_clock::duration time) {
+  requests_[static_cast<size_t>(end)].add(1);
+  if (end == RequestEnd::kComplete || end == RequestEnd::kPartial) answered_samples_.add(static_cast<double>(rows));
+  latency_.add(microseconds(time));
+  latencies_[step_of(std::chrono::duration<double>(time).count())].add(1);
+}
 
 void Metrics::waited(std::chrono::steady_clock::duration time) {
-  wait_time_.add(static_cast<double>(std::chrono::duration_cast<std::chrono::microseconds>(time).count()));
+  wait_time_.add(microseconds(time));
   waits_.add(1);
 }
 

@@ -44,7 +44,8 @@ class Metrics : public Meter {
   Metrics(const Settings& settings, const std::string& load);
 
   void call_ended(size_t member, size_t worker, int64_t rows, CallEnd end) override;
-  void request_ended(RequestEnd end) override;
+  void request_came() override { received_.add(1); }
+  void request_ended(RequestEnd end, int64_t rows, std::chrono::steady_clock::duration time) override;
   void waited(std::chrono::steady_clock::duration time) override;
   // Bytes of a request's input that had to be copied.
   void copied(size_t bytes) { copied_bytes_.add(static_cast<double>(bytes)); }
@@ -57,8 +58,10 @@ class Metrics : public Meter {
 
   // Families before their counters: these must go first.
   const Family wait_time_family_, waits_family_, requests_family_, calls_family_, samples_family_, copied_family_;
-  const Counter wait_time_, waits_, copied_bytes_;
+  const Family received_family_, answered_samples_family_, latency_family_, latencies_family_;
+  const Counter wait_time_, waits_, copied_bytes_, received_, answered_samples_, latency_;
   std::vector<Counter> requests_;                     // by how they ended
+  std::vector<Counter> latencies_;                    // requests by how long they took
   std::vector<std::vector<WorkerCounters>> workers_;  // of each member
 };
 
