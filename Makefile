@@ -60,7 +60,7 @@ bench-serving: .venv/local  ## What averaging costs, with fake members; needs a 
 
 test-sanitized: .venv/dev  ## The averaging suite on the real server, whose backend in C++ is built with sanitizers
 	set -e; for sanitizer in address,undefined thread; do \
-	AVERAGING_SANITIZER=$$sanitizer $(BIN)/python -m pytest tests/integration/averaging -k native; done
+	AVERAGING_SANITIZER=$$sanitizer $(BIN)/python -m pytest tests/integration/averaging -k native -m "not nightly"; done
 
 nightly: .venv/dev tools test-sanitized  ## What takes longer: sanitizers, five seeds
 	$(BIN)/python -m pytest -m "nightly and not e2e"

@@ -13,6 +13,7 @@ Model parameters: `workers` (JSON: members, their weights and workers), `segment
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 import time
@@ -55,6 +56,28 @@ OUTCOMES = (*ANSWERED_OUTCOMES, "failed", "deadline", "cancelled")
 REASONS = ("answered", "not_finite", "invalid", "failed", "late")
 
 
+def within(name: str, text: str | int, least: int, most: int = 10**15) -> int:
+    """The number; ValueError if it is outside, or none."""
+    try:
+        number = int(text)
+    except ValueError:
+        raise ValueError(f"{name}: '{text}' is no whole number") from None
+    if not least <= number <= most:
+        raise ValueError(f"{name}: {number} is not from {least} to {most}")
+    return number
+
+
+def positive(name: str, text: str | float) -> float:
+    """The number; ValueError unless it is finite and above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        raise ValueError(f"{name}: '{text}' is no number") from None
+    if not 0 < number < math.inf:
+        raise ValueError(f"{name}: {number} is not above 0 and finite")
+    return number
+
+
 @dataclass(frozen=True)
 class Settings:
     """What a front model is told by its configuration; ValueError if it cannot be right."""
@@ -84,15 +107,15 @@ class Settings:
         if not members:
             raise ValueError("averaging: workers: there are no members")
         for member in members:
-            where, weight = f"averaging: workers: member {member['model']}", member["weight"]
+            where = f"averaging: workers: member {member['model']}"
+            positive(f"{where}: weight", member["weight"])
             if not member["workers"]:
                 raise ValueError(f"{where}: it has no workers")
-            if not weight > 0:
-                raise ValueError(f"{where}: weight: {weight} is not above 0")
+            for worker in member["workers"]:
+                within(f"{where}: batch", worker["batch"], 1)
+                positive(f"{where}: share", worker.get("share", 1.0))
         weights = [1.0 if given["rule"] == "average" else float(member["weight"]) for member in members]
-        quorum = int(given.get("quorum", "0"))
-        if not 0 <= quorum <= len(members):
-            raise ValueError(f"averaging: quorum: {quorum} is not from 0 to {len(members)}")
+        quorum = within("averaging: quorum", given.get("quorum", "0"), 0, len(members))
         return cls(
             model=config["name"],
             members=members,
@@ -100,10 +123,10 @@ class Settings:
             shape=tuple(int(size) for size in config["output"][0]["dims"]),
             rule=Rule(given["rule"] == "vote", given["scores"] == "logits"),
             routing=given["routing"],
-            segment=int(given.get("segment_size", "128")),
+            segment=within("averaging: segment_size", given.get("segment_size", "128"), 1),
             quorum=quorum or len(members),
-            retries=int(given.get("retries", "0")),
-            deadline=float(given.get("deadline_seconds", "60")),
+            retries=within("averaging: retries", given.get("retries", "0"), 0, 100),
+            deadline=positive("averaging: deadline_seconds", given.get("deadline_seconds", "60")),
         )
 
     @property

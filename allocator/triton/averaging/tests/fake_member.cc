@@ -6,6 +6,7 @@
 //   delay_us    a call takes so long
 //   fail_first  so many calls fail; -1: all
 //   special     what happens to calls with a sample whose first number is 99: nan, fail, hold, hang
+//   limit_us    calls on hold or hanging are answered after so long (never, if nothing is said)
 //   gate        calls are held until there are so many, of all models with a gate, and then all answered
 //   tell        "address": the answer is where the sample lies, in units of 2^24 and the rest
 // Calls on hold or hanging are answered by a call with a sample whose first number is 98; those on hold fail when they are
@@ -43,6 +44,7 @@ struct Call {
   Member* member;
   TRITONBACKEND_ModelInstance* instance;
   TRITONBACKEND_Request* request;
+  std::chrono::steady_clock::time_point since = std::chrono::steady_clock::now();
 };
 
 struct Input {
@@ -135,7 +137,8 @@ class Member {
     special_ = parameter("special", "");
     gate_ = std::stoul(parameter("gate", "0"));
     tells_address_ = parameter("tell", "") == "address";
-    if (special_ == "hold") watch_ = std::thread([this] { watch(); });
+    limit_ = std::chrono::microseconds(std::stol(parameter("limit_us", "0")));
+    if (special_ == "hold" || limit_.count() > 0) watch_ = std::thread([this] { watch(); });
   }
 
   ~Member() {
@@ -173,24 +176,29 @@ class Member {
   }
 
  private:
-  // Fails held calls that were cancelled.
+  // Fails calls on hold that were cancelled, and answers those that were held for long enough.
   void watch() {
     while (!stopping_) {
       std::this_thread::sleep_for(std::chrono::milliseconds(5));
-      std::vector<Call> cancelled;
-      {
-        const std::lock_guard lock(mutex_);
-        const auto is_wanted = [](const Call& call) {
-          bool is_cancelled = false;
-          log_if(TRITONBACKEND_RequestIsCancelled(call.request, &is_cancelled));
-          return !is_cancelled;
-        };
-        const auto first = std::stable_partition(held_.begin(), held_.end(), is_wanted);
-        cancelled.assign(first, held_.end());
-        held_.erase(first, held_.end());
-      }
+      const auto cancelled = take_held([&](const Call& call) {
+        bool is_cancelled = false;
+        if (special_ == "hold") log_if(TRITONBACKEND_RequestIsCancelled(call.request, &is_cancelled));
+        return is_cancelled;
+      });
+      const auto now = std::chrono::steady_clock::now();
+      const auto late = take_held([&](const Call& call) { return limit_.count() > 0 && now - call.since >= limit_; });
       for (const Call& call : cancelled) end(call, "cancelled");
+      for (const Call& call : late) end(call, nullptr);
     }
+  }
+
+  template <typename Ends>
+  std::vector<Call> take_held(Ends ends) {
+    const std::lock_guard lock(mutex_);
+    const auto first = std::stable_partition(held_.begin(), held_.end(), [&](const Call& call) { return !ends(call); });
+    const std::vector<Call> taken(first, held_.end());
+    held_.erase(first, held_.end());
+    return taken;
   }
 
   void end(const Call& call, const char* problem) {
@@ -240,6 +248,7 @@ class Member {
   std::vector<float> answer_;
   float gain_ = 0;
   std::chrono::microseconds delay_{0};
+  std::chrono::microseconds limit_{0};
   std::string special_;
   size_t gate_ = 0;
   bool tells_address_ = false;
@@ -260,6 +269,12 @@ Member* member_of(TRITONBACKEND_Model* model) {
 
 extern "C" {
 
+// A sanitizer's library is for the server alone: processes of Python models that are loaded later do not run with it.
+FAKE_EXPORT TRITONSERVER_Error* TRITONBACKEND_Initialize(TRITONBACKEND_Backend*) {
+  unsetenv("LD_PRELOAD");
+  return nullptr;
+}
+
 FAKE_EXPORT TRITONSERVER_Error* TRITONBACKEND_ModelInitialize(TRITONBACKEND_Model* model) {
   return guarded([&] {
     TRITONSERVER_Message* config = nullptr;
@@ -276,7 +291,7 @@ FAKE_EXPORT TRITONSERVER_Error* TRITONBACKEND_ModelInstanceExecute(TRITONBACKEND
   return guarded([&] {
     TRITONBACKEND_Model* model = nullptr;
     check(TRITONBACKEND_ModelInstanceModel(instance, &model));
-    for (uint32_t i = 0; i < count; i++) member_of(model)->execute({member_of(model), instance, requests[i]});
+    for (uint32_t i = 0; i < count; i++) member_of(model)->execute(Call{member_of(model), instance, requests[i]});
   });
 }
 
