@@ -378,4 +378,5 @@ def _result(
         shares=best.shares,
         bound=upper_bound(problem) if saturated else None,
         expected=expected if saturated else None,
+        engines=subject.engines(best.matrix),
     )
