@@ -6,7 +6,7 @@ is often faster with small batches and another with large ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from ensemble_core.allocation.memory import Curve
 from ensemble_core.allocation.speeds import BatchTimes
 from ensemble_core.engines import DEFAULT, Engine
-from ensemble_core.library.records import Profile
+from ensemble_core.library.records import BatchProfile, Profile
 
 # Engines are measured in processes one after the other: the least by which one must be faster, however steady it was.
 LEAST_GAIN = 0.03
@@ -62,10 +62,13 @@ def choose(profiles: Mapping[Engine, Profile], batch_sizes: Sequence[int]) -> Fi
 
 def _fastest(profiles: Mapping[Engine, Profile], size: int) -> Engine:
     default = profiles[DEFAULT]
+    # What other processes took of the device meanwhile, the default could have had.
+    disturbed = _between(default, size, lambda batch: batch.foreign_cores) / default.cores
+    limit = _seconds(default, size) * max(0.0, 1 - disturbed)
     faster = []
     for engine in (engine for engine in profiles if engine != DEFAULT):
         seconds, noise = _seconds(profiles[engine], size), max(_noise(profiles[engine], size), _noise(default, size))
-        if seconds * (1 + max(noise, LEAST_GAIN)) < _seconds(default, size):
+        if seconds * (1 + max(noise, LEAST_GAIN)) < limit:
             faster.append((seconds, engine))
     return min(faster)[1] if faster else DEFAULT
 
@@ -76,6 +79,10 @@ def _seconds(profile: Profile, size: int) -> float:
 
 def _noise(profile: Profile, size: int) -> float:
     """By how much passes over the same samples differed, relative to their median."""
+    return _between(profile, size, lambda batch: (max(batch.passes) - min(batch.passes)) / batch.seconds)
+
+
+def _between(profile: Profile, size: int, figure: Callable[[BatchProfile], float]) -> float:
+    """A figure of the batch sizes that were measured, at another."""
     batches = sorted(profile.batches, key=lambda batch: batch.batch_size)
-    spreads = [(max(batch.passes) - min(batch.passes)) / batch.seconds for batch in batches]
-    return float(np.interp(size, [batch.batch_size for batch in batches], spreads))
+    return float(np.interp(size, [batch.batch_size for batch in batches], [figure(batch) for batch in batches]))

@@ -26,6 +26,7 @@ def profile(
     spread: float = 0.0,
     memory: float = 100.0,
     refused: str | None = None,
+    foreign: float = 0.0,
 ) -> Profile:
     """Of passes that lie as far apart around these times, relative to them."""
     batches = tuple(
@@ -34,6 +35,7 @@ def profile(
             passes=(taken * (1 - spread / 2), taken, taken * (1 + spread / 2)),
             seconds=taken,
             memory_mib=memory + size,
+            foreign_cores=foreign,
         )
         for size, taken in seconds.items()
     )
@@ -69,6 +71,13 @@ def test_another_engine_must_be_faster_by_more_than_the_noise_of_either(
     for noise in ((0.0, spread), (spread, 0.0), (spread, spread)):
         ours, others = profile("onnxruntime", every(1.0), noise[0]), profile("openvino", every(seconds), noise[1])
         assert chosen(ours, others).keys() == expected
+
+
+def test_onnx_runtime_that_others_disturbed_is_not_slower_for_it() -> None:
+    others = profile("openvino", every(0.6))
+    assert chosen(profile("onnxruntime", every(1.0), foreign=0.3), others).keys() == every(0.0).keys()
+    assert chosen(profile("onnxruntime", every(1.0), foreign=0.4), others) == {}
+    assert chosen(profile("onnxruntime", every(1.0), foreign=1.2), others) == {}
 
 
 def test_each_batch_size_has_its_own_engine_with_its_times_and_memory() -> None:
