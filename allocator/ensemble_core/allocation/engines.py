@@ -1,7 +1,7 @@
 """Which engine runs a member on a type of device, at each batch size: what measurements say, beyond their noise.
 
 Every element of the matrix is a process of its own with one batch size, so engines need not agree on one: on CPUs one
-is often faster with small batches and another with large ones.
+may be faster with small batches and another with large ones.
 """
 
 from __future__ import annotations
