@@ -6,7 +6,7 @@ OUTPUT ?= runs/digits
 # A script whose `envtest` prints a folder with etcd, kube-apiserver and kubectl, and whose `up` starts a cluster.
 export TESTBED ?= ../shared/testbed/cluster
 
-.PHONY: demo test check backend test-backend test-sanitized tools test-apiserver e2e bench bench-allocation bench-serving nightly lock generate format clean
+.PHONY: demo test check backend test-backend test-sanitized tools test-apiserver e2e bench bench-allocation bench-serving gpu-check nightly lock generate format clean
 
 demo: .venv/local  ## The main job on real data: search, select, allocate, serve, report
 	$(BIN)/ensemble run examples/digits.yaml --output $(OUTPUT)
@@ -57,6 +57,9 @@ bench-allocation: .venv/dev  ## Allocators on simulated V100 nodes; their table 
 
 bench-serving: .venv/local  ## What averaging costs, with fake members; needs a quiet machine, cmake and a C++ compiler
 	$(BIN)/python benchmarks/serving.py
+
+gpu-check: .venv/local  ## On a machine with a GPU, in NVIDIA's Triton image: ONNX Runtime's and TensorRT's answers, and profiles
+	$(BIN)/python benchmarks/gpu_check.py
 
 test-sanitized: .venv/dev  ## The averaging suite on the real server, whose backend in C++ is built with sanitizers
 	set -e; for sanitizer in address,undefined thread; do \

@@ -99,9 +99,11 @@ def images(split: Split) -> Any:
     return np.random.default_rng(SPLITS.index(split)).integers(0, 256, shape, np.uint8)
 
 
-def publish(library: Library, seed: int, folder: Path) -> None:
+def publish(library: Library, seed: int, folder: Path, change: Callable[[Path], None] | None = None) -> None:
     folder.mkdir()
     network(seed, folder / "model.onnx")
+    if change is not None:
+        change(folder / "model.onnx")
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
     files = {"model.onnx": folder / "model.onnx"}
     for split in SPLITS:

@@ -22,7 +22,6 @@ from ensemble_core.library.splits import LabelledIds, make_header
 from ensemble_core.library.store import open_store
 from ensemble_core.metrics import metrics
 from ensemble_core.profiling import measure as measuring
-from ensemble_core.profiling import run as profiling
 
 CLASSES, PIXELS = 5, 16
 
@@ -117,7 +116,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         started.append(record.id)
         return original(record, *arguments)
 
-    monkeypatch.setattr(profiling, "measure", counted)
+    monkeypatch.setattr(measuring, "measure", counted)
     return started
 
 
@@ -169,7 +168,7 @@ def test_an_interrupted_run_is_continued(
 ) -> None:
     for name in ("a", "b", "c"):
         workplace.add_network(name, 8)
-    counted = profiling.measure
+    counted = measuring.measure
 
     def interrupted(record: ModelRecord, *arguments: Any) -> Any:
         if record.id == "b":
@@ -177,7 +176,7 @@ def test_an_interrupted_run_is_continued(
         return counted(record, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(profiling, "measure", interrupted)
+        patch.setattr(measuring, "measure", interrupted)
         assert workplace.run("profile") == 130
     assert set(workplace.profiles()) == {"a"}
     assert workplace.run("profile") == 0

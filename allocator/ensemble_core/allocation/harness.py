@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Sequence
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -16,8 +17,8 @@ from ensemble_core.allocation.plan import Plan, plan_of
 from ensemble_core.allocation.result import ServerVersion, Subject, Throughput
 from ensemble_core.allocation.shortage import short_of_memory, with_workers
 from ensemble_core.api.ensembledeployment import EnsembleDeployment
+from ensemble_core.engines import DEFAULT, Engine, version_of
 from ensemble_core.library.records import Signature
-from ensemble_core.profiling.measure import engine_version
 from ensemble_core.serving import installation
 from ensemble_core.serving.errors import ServingError
 from ensemble_core.serving.load import Measurement, measure
@@ -113,7 +114,8 @@ class Bench:
         be started.
         """
         subject = self._subject
-        plan = plan_of(candidate, subject.members, subject.devices, self._signature, subject.deployment)
+        engines = subject.engines(candidate.matrix)
+        plan = plan_of(candidate, subject.members, subject.devices, self._signature, subject.deployment, engines)
         load = load_of(subject.deployment.spec)
         plan = plan.answered_by_all(self._pace.deadline(candidate.matrix, max(load.in_flight) * load.samples))
         reason = ""
@@ -162,16 +164,18 @@ def images(signature: Signature, count: int) -> npt.NDArray[Any]:
     return random.random(shape, np.float32)
 
 
-def server_version() -> ServerVersion:
-    """The server that would be measured; NoServerError if it is not installed."""
-    engine = engine_version("onnxruntime")
+def server_version(engines: Sequence[Engine] = (DEFAULT,)) -> ServerVersion:
+    """The server that would be measured, with those of the engines that there are; NoServerError if it, or ONNX
+    Runtime, is not installed."""
+    versions = {engine: version_of(engine) for engine in engines}
     try:
         server = installation.find()
     except ServingError as error:
         raise NoServerError(str(error)) from None
-    if engine is None:
-        raise NoServerError("the package onnxruntime is not installed")
-    return ServerVersion(name=server.name, version=server.version, engine=f"onnxruntime {engine}")
+    if versions[DEFAULT] is None:
+        raise NoServerError(f"the package {DEFAULT} is not installed")
+    told = ", ".join(f"{engine} {version}" for engine, version in versions.items() if version is not None)
+    return ServerVersion(name=server.name, version=server.version, engine=told)
 
 
 def load_settings(deployment: EnsembleDeployment) -> dict[str, Any]:

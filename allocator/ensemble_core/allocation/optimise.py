@@ -410,4 +410,5 @@ def _result(
         shares=best.shares,
         bound=upper_bound(problem) if saturated else None,
         expected=expected if saturated else None,
+        engines=subject.engines(best.matrix),
     )

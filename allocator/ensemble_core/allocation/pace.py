@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ensemble_core.allocation.matrix import Matrix
-from ensemble_core.library.records import Profile
-from ensemble_core.profiling.child import SAMPLES
+from ensemble_core.allocation.speeds import BatchTimes
 
 PATIENCE, SLACK_SECONDS = 10.0, 30.0  # for a machine that is busy otherwise, and for what is not computing
 
@@ -25,13 +24,13 @@ class Pace:
     seconds: tuple[Mapping[str, float], ...]
 
     @classmethod
-    def of(cls, kinds: Sequence[str], profiles: Sequence[Mapping[str, Profile]]) -> Pace:
-        """From each member's profiles by type of device."""
+    def of(cls, kinds: Sequence[str], times: Sequence[Mapping[str, BatchTimes]]) -> Pace:
+        """From each member's times by type of device."""
         return cls(
             tuple(kinds),
             tuple(
-                {kind: max(batch.seconds for batch in profile.batches) / SAMPLES for kind, profile in of_member.items()}
-                for of_member in profiles
+                {kind: max(seconds / size for size, seconds in own.points) for kind, own in of_member.items()}
+                for of_member in times
             ),
         )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from ensemble_core.allocation.calibrated import BATCH_SIZES, DEVICE_TYPES, ENSEMBLES, NETWORKS, curve, pace
 from ensemble_core.allocation.candidate import ROUTING, Candidate
+from ensemble_core.allocation.engines import Figures
 from ensemble_core.allocation.fewest import fewest_devices
 from ensemble_core.allocation.guided import guided
 from ensemble_core.allocation.memory import Curve, Memory
@@ -17,7 +18,6 @@ from ensemble_core.allocation.simulator import Load, Simulator
 from ensemble_core.allocation.speeds import BatchTimes, Speeds, problem_of
 from ensemble_core.api.ensembledeployment import Routing
 from ensemble_core.errors import UserError
-from ensemble_core.library.records import Profile
 
 LOAD = Load(in_flight=3, samples=1024, requests=24)
 MOST_DEVICES = 1024
@@ -111,7 +111,7 @@ def calibrated_case(ensemble: str, groups: Sequence[Group]) -> Case:
 
 def traced_case(
     members: Sequence[str],
-    profiles: Sequence[Mapping[str, Profile]],
+    profiles: Sequence[Mapping[str, Figures]],
     groups: Sequence[Group],
     batch_sizes: Sequence[int],
     routing: Routing = "auto",
@@ -125,8 +125,8 @@ def traced_case(
             if group.kind not in own:
                 known = ", ".join(sorted(own)) or "none"
                 raise UserError("--devices", f"{name} has no profile on {group.kind}, but on {known}")
-    times = tuple({kind: BatchTimes.of(profile) for kind, profile in own.items()} for own in profiles)
-    curves = tuple({kind: Curve.of(profile) for kind, profile in own.items()} for own in profiles)
+    times = tuple({kind: figures.times for kind, figures in own.items()} for own in profiles)
+    curves = tuple({kind: figures.curve for kind, figures in own.items()} for own in profiles)
     return replace(_case(members, groups, times, curves, batch_sizes), routing=routing)
 
 

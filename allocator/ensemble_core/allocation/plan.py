@@ -9,8 +9,11 @@ from pydantic import Field, model_validator
 
 from ensemble_core.allocation.candidate import Candidate
 from ensemble_core.api.ensembledeployment import EnsembleDeployment
+from ensemble_core.engines import DEFAULT, OTHERS, Engine
 from ensemble_core.frozen import Frozen
 from ensemble_core.library.records import ModelId, Sha256, Signature
+
+Engines = tuple[tuple[Engine | None, ...], ...]  # of each worker, [device][member]; empty if all are ONNX Runtime
 
 
 def pins(needed: int, allowed: int, shared: bool) -> bool:
@@ -56,6 +59,7 @@ class Worker(Frozen):
     device: str
     batch_size: int = Field(ge=1)
     share: float = Field(1.0, gt=0)  # of the member's samples, relative to its other workers
+    engine: Engine = DEFAULT  # that runs it
 
 
 class Answering(Frozen):
@@ -88,6 +92,10 @@ class Plan(Frozen):
         devices = {device.name for device in self.devices}
         if any(worker.device not in devices for worker in self.workers):
             raise ValueError("a worker is on a device that is not in the plan")
+        for worker in self.workers:
+            kind = self.device(worker.device).type
+            if worker.engine not in (DEFAULT, *OTHERS[kind]):
+                raise ValueError(f"{worker.engine} does not run on {worker.device}, which is a {kind.upper()}")
         if {worker.member for worker in self.workers} != set(range(len(self.members))):
             raise ValueError("every member needs a worker")
         if (self.answering.quorum or 0) > len(self.members):
@@ -124,8 +132,9 @@ class Plan(Frozen):
         return self.model_copy(update={"devices": tuple(devices)})
 
     def model_name(self, worker: Worker) -> str:
-        """Name of the worker's Triton model."""
-        return f"{self.members[worker.member].model_id}--{worker.device}--b{worker.batch_size}"
+        """Name of the worker's Triton model; it ends with the engine if that is not ONNX Runtime."""
+        engine = "" if worker.engine == DEFAULT else f"--{worker.engine}"
+        return f"{self.members[worker.member].model_id}--{worker.device}--b{worker.batch_size}{engine}"
 
     def device(self, name: str) -> DeviceRow:
         return next(device for device in self.devices if device.name == name)
@@ -137,6 +146,7 @@ def plan_of(
     devices: Sequence[DeviceRow],
     signature: Signature,
     deployment: EnsembleDeployment,
+    engines: Engines = (),
 ) -> Plan:
     """The plan of a candidate, routed as it is; workers in the matrix's order, devices first."""
     serving, shares = deployment.spec.serving, candidate.shares
@@ -153,6 +163,7 @@ def plan_of(
                 device=devices[device].name,
                 batch_size=batch_size,
                 share=1.0 if shares is None else shares[device][member],
+                engine=engines[device][member] or DEFAULT if engines else DEFAULT,
             )
             for device, member, batch_size in candidate.matrix.entries()
         ),

@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
 
+from ensemble_core.allocation.engines import Figures, choose
 from ensemble_core.allocation.harness import load_settings, server_version
 from ensemble_core.allocation.machine import this_machine
-from ensemble_core.allocation.memory import Curve, Memory
+from ensemble_core.allocation.memory import Memory
 from ensemble_core.allocation.optimise import allocated_elsewhere, stored_allocation
 from ensemble_core.allocation.pace import Pace
 from ensemble_core.allocation.plan import DeviceRow, Member, Plan, plan_of
 from ensemble_core.allocation.result import AllocationResult, SelectionOf, Subject
 from ensemble_core.allocation.rows import device_rows
-from ensemble_core.allocation.speeds import BatchTimes, Speeds
+from ensemble_core.allocation.speeds import Speeds
 from ensemble_core.api.documents import Documents
-from ensemble_core.api.ensembledeployment import EnsembleDeployment, Optimization
+from ensemble_core.api.ensembledeployment import EnsembleDeployment, EnsembleDeploymentSpec, Optimization
 from ensemble_core.api.ensembleselection import EnsembleSelection
+from ensemble_core.engines import DEFAULT, OTHERS, Engine, version_of
 from ensemble_core.errors import UserError
 from ensemble_core.library.library import SERVABLE, Library
 from ensemble_core.library.records import ModelRecord, Profile, Signature
 from ensemble_core.library.store import open_store
-from ensemble_core.profiling.measure import Device, MeasurementError, make_profile, measure
+from ensemble_core.profiling.measure import Device, MeasurementError, add_to_profile, lacking
 from ensemble_core.selection.result import MemberResult, SelectionResult
 from ensemble_core.selection.run import find_result, read_result
-
-ENGINE = "onnxruntime"
 
 
 def overridden(deployment: EnsembleDeployment, budget: str | None, max_benchmarks: int | None) -> EnsembleDeployment:
@@ -131,24 +130,56 @@ def subject_of(ensemble: Ensemble) -> Subject:
         selection=ensemble.selection,
         members=ensemble.members,
         devices=device_rows(f"{ensemble.where}: spec.devices", spec.devices, this_machine(spec.devices)),
-        server=server_version(),
+        server=server_version(engines_of(spec)),
         load=load_settings(ensemble.deployment),
     )
 
 
-Profiles = tuple[Mapping[str, Profile], ...]  # of each member, by type of device
+def engines_of(spec: EnsembleDeploymentSpec) -> tuple[Engine, ...]:
+    """ONNX Runtime, and what else the spec lets run members on its types of devices."""
+    others = [engine for device in spec.devices for engine in OTHERS[device.type]]
+    return tuple(dict.fromkeys((DEFAULT, *(each for each in others if each in spec.optimization.engines))))
 
 
-def profiles_of(ensemble: Ensemble, subject: Subject) -> Profiles:
-    """Profile of each member on each type of the devices; measured where missing.
+Profiles = tuple[Mapping[str, Figures], ...]  # of each member, by type of device
+Tell = Callable[[str], None]
+
+
+def profiles_of(ensemble: Ensemble, subject: Subject, tell: Tell = lambda text: None) -> Profiles:
+    """Figures of each member on each type of the devices, by the engines that are fastest; measured where missing.
+
+    Args:
+        ensemble: The members.
+        subject: The devices.
+        tell: Called with what is measured next, and with why an engine is not used for a member.
 
     Raises:
-        UserError: a member cannot be measured.
+        UserError: a member cannot be measured with ONNX Runtime.
     """
     first = {row.device_type: row for row in reversed(subject.devices)}
     return tuple(
-        {kind: _profile(ensemble, index, row) for kind, row in first.items()} for index in range(len(ensemble.members))
+        {kind: _figures(ensemble, index, row, tell) for kind, row in first.items()}
+        for index in range(len(ensemble.members))
     )
+
+
+def stored_figures(ensemble: Ensemble, index: int, kinds: Iterable[str]) -> dict[str, Figures]:
+    """Of a member on those of the types of devices that it was measured on with ONNX Runtime, whoever measured it."""
+    library, record, member = ensemble.libraries[index], ensemble.records[index], ensemble.members[index]
+    optimization = ensemble.deployment.spec.optimization
+    found = {}
+    for kind in kinds:
+        profiles = {engine: library.profile(kind, engine, record.id) for engine in (DEFAULT, *optimization.engines)}
+        own = {engine: each for engine, each in profiles.items() if each and each.model_sha256 == member.sha256}
+        if DEFAULT in own:
+            found[kind] = choose(own, optimization.batch_sizes)
+    return found
+
+
+def with_engines(subject: Subject, profiles: Profiles) -> Subject:
+    """The subject, run by the engines that were chosen."""
+    chosen = tuple({kind: own.engines for kind, own in of_member.items()} for of_member in profiles)
+    return replace(subject, chosen=chosen)
 
 
 def memory_of(subject: Subject, profiles: Profiles) -> Memory:
@@ -156,7 +187,7 @@ def memory_of(subject: Subject, profiles: Profiles) -> Memory:
     return Memory(
         capacity=tuple(row.memory_mib for row in subject.devices),
         kinds=tuple(row.device_type for row in subject.devices),
-        curves=tuple({kind: Curve.of(profile) for kind, profile in of_member.items()} for of_member in profiles),
+        curves=tuple({kind: own.curve for kind, own in of_member.items()} for of_member in profiles),
     )
 
 
@@ -164,13 +195,14 @@ def speeds_of(subject: Subject, profiles: Profiles) -> Speeds:
     """Samples/s of each member alone on the devices."""
     return Speeds(
         kinds=tuple(row.device_type for row in subject.devices),
-        times=tuple({kind: BatchTimes.of(profile) for kind, profile in of_member.items()} for of_member in profiles),
+        times=tuple({kind: own.times for kind, own in of_member.items()} for of_member in profiles),
     )
 
 
 def pace_of(subject: Subject, profiles: Profiles) -> Pace:
     """How fast the members are on the devices."""
-    return Pace.of([row.device_type for row in subject.devices], profiles)
+    speeds = speeds_of(subject, profiles)
+    return Pace.of(speeds.kinds, speeds.times)
 
 
 def load_allocation(documents: Documents, deployment: EnsembleDeployment) -> AllocationResult:
@@ -192,7 +224,8 @@ def load_plan(documents: Documents, deployment: EnsembleDeployment) -> Plan:
 
 def allocated_plan(ensemble: Ensemble, subject: Subject, found: AllocationResult) -> Plan:
     """The plan of an allocation of an ensemble."""
-    return plan_of(found.candidate, subject.members, subject.devices, ensemble.signature, ensemble.deployment)
+    signature, deployment = ensemble.signature, ensemble.deployment
+    return plan_of(found.candidate, subject.members, subject.devices, signature, deployment, found.engines)
 
 
 def allocation_of(documents: Documents, ensemble: Ensemble, subject: Subject) -> AllocationResult:
@@ -214,26 +247,41 @@ def types_of(devices: Sequence[DeviceRow]) -> str:
     return ", ".join(f"{count} × {kind}" for kind, count in Counter(row.device_type for row in devices).items())
 
 
-def _profile(ensemble: Ensemble, index: int, row: DeviceRow) -> Profile:
+def _figures(ensemble: Ensemble, index: int, row: DeviceRow, tell: Tell) -> Figures:
+    """Of a member on a type of device, by the fastest of the engines that it has there."""
+    spec, name = ensemble.deployment.spec, ensemble.members[index].model_id
+    profiles: dict[Engine, Profile] = {}
+    for engine in (each for each in engines_of(spec) if each in (DEFAULT, *OTHERS[row.type])):
+        version = version_of(engine)
+        if version is None:
+            continue
+        try:
+            profiles[engine] = _profile(ensemble, index, row, engine, version, tell)
+        except MeasurementError as failure:
+            if engine == DEFAULT:
+                problem = f"no profile on {row.device_type}: {failure}"
+                raise UserError(f"{ensemble.where}: spec.devices", problem) from failure
+            tell(f"{engine} is not used for {name} on {row.device_type}: {failure}")
+            continue
+        if reason := profiles[engine].refused:
+            tell(f"{engine} is not used for {name} on {row.device_type}: {reason}")
+    return choose(profiles, spec.optimization.batch_sizes)
+
+
+def _profile(ensemble: Ensemble, index: int, row: DeviceRow, engine: Engine, version: str, tell: Tell) -> Profile:
     """The stored profile of a member on a type of device, at three batch sizes or more; what lacks is measured."""
     library, record, member = ensemble.libraries[index], ensemble.records[index], ensemble.members[index]
-    stored = library.profile(row.device_type, ENGINE, record.id)
-    valid = stored is not None and stored.model_sha256 == member.sha256
-    known = {batch.batch_size for batch in stored.batches} if stored is not None and valid else set()
-    missing = sizes_to_profile(ensemble.deployment.spec.optimization.batch_sizes) - known
-    if stored is not None and valid and not missing:
+    stored = library.profile(row.device_type, engine, record.id)
+    missing = lacking(
+        stored, member.sha256, version, sizes_to_profile(ensemble.deployment.spec.optimization.batch_sizes)
+    )
+    if stored is not None and not missing:
         return stored
+    tell(f"measuring {member.model_id} on {row.device_type} with {engine}")
     device = Device(row.device_type, row.cores, None)
     if row.type == "gpu":
         device = Device(row.device_type, tuple(sorted(os.sched_getaffinity(0))), row.ordinal)
-    try:
-        answer = measure(record, Path(member.onnx), ensemble.signature, device, sorted(missing))
-    except MeasurementError as failure:
-        raise UserError(f"{ensemble.where}: spec.devices", f"no profile on {row.device_type}: {failure}") from failure
-    stored = library.profile(row.device_type, ENGINE, record.id)
-    profile = make_profile(record, member.sha256, device, ENGINE, answer, stored)
-    library.write_profile(profile)
-    return profile
+    return add_to_profile(library, record, device, engine, missing)
 
 
 def sizes_to_profile(batch_sizes: Sequence[int]) -> set[int]:

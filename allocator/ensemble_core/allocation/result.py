@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,8 +10,9 @@ from pydantic import Field
 
 from ensemble_core.allocation.candidate import Candidate, Measured
 from ensemble_core.allocation.matrix import Matrix
-from ensemble_core.allocation.plan import DeviceRow, Member
+from ensemble_core.allocation.plan import DeviceRow, Engines, Member
 from ensemble_core.api.ensembledeployment import EnsembleDeployment
+from ensemble_core.engines import DEFAULT, Engine
 from ensemble_core.frozen import Frozen, digest
 from ensemble_core.library.records import ModelId, Sha256
 
@@ -81,7 +82,7 @@ class AllocatedMember(Frozen):
 class ServerVersion(Frozen):
     name: str
     version: str
-    engine: str  # and its version, that runs the members
+    engine: str  # that may run members, and its version; several are separated by commas
 
 
 class AllocationResult(Frozen):
@@ -102,6 +103,7 @@ class AllocationResult(Frozen):
     shares: Shares | None = None  # by which samples are routed; none: free workers pull
     bound: float | None = Field(None, ge=0)  # samples/s that no matrix exceeds by the members' profiles
     expected: float | None = Field(None, ge=0)  # samples/s of the matrix by the model, as measurements corrected it
+    engines: Engines = ()  # that run the matrix
 
     @property
     def candidate(self) -> Candidate:
@@ -125,6 +127,7 @@ class Subject:
         devices: The rows.
         server: That serves.
         load: Settings of the load, as JSON has them.
+        chosen: The engines that run each member, by type of device and batch size; ONNX Runtime where none is named.
     """
 
     deployment: EnsembleDeployment
@@ -133,12 +136,28 @@ class Subject:
     devices: tuple[DeviceRow, ...]
     server: ServerVersion
     load: dict[str, Any]
+    chosen: tuple[Mapping[str, Mapping[int, Engine]], ...] = ()
+
+    def engines(self, matrix: Matrix) -> Engines:
+        """The engine of each worker of a matrix; empty if all are ONNX Runtime."""
+        if not self.chosen:
+            return ()
+        found: Engines = tuple(
+            tuple(
+                own[row.device_type].get(size, DEFAULT) if size else None
+                for own, size in zip(self.chosen, sizes, strict=True)
+            )
+            for row, sizes in zip(self.devices, matrix.batch_sizes, strict=True)
+        )
+        return found if any(engine not in (None, DEFAULT) for row in found for engine in row) else ()
 
     def benchmark_digest(self, candidate: Candidate, repeat: int = 0) -> str:
         """Of everything that a measurement of a candidate depends on; names and weights do not matter."""
         content = {**self._measured(), "matrix": candidate.matrix.rows()}
         if candidate.shares is not None:
             content["shares"] = [list(row) for row in candidate.shares]
+        if engines := self.engines(candidate.matrix):
+            content["engines"] = [list(row) for row in engines]
         if repeat:
             content["repeat"] = repeat
         return digest(content)

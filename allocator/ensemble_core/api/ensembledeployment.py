@@ -157,6 +157,12 @@ class Optimization(Ruled):
         max_length=16,
         description="Batch sizes that an entry of the matrix may have, ascending.",
     )
+    engines: tuple[Literal["openvino", "tensorrt"], ...] = Field(
+        ("openvino", "tensorrt"),
+        max_length=8,
+        description="Engines that may run a member in the place of ONNX Runtime, where they are installed, faster "
+        "beyond the noise of measurements, and answer the same: `openvino` on CPUs, `tensorrt` on GPUs.",
+    )
     seconds_per_benchmark: float = Field(
         2, ge=0.1, le=600, description="Length of the measured window of one benchmark in seconds."
     )

@@ -22,9 +22,11 @@ from ensemble_core.allocation.prepare import (
     profiles_of,
     speeds_of,
     subject_of,
+    with_engines,
 )
 from ensemble_core.allocation.result import AllocationResult, Benchmark, Subject, Throughput
 from ensemble_core.api.documents import load_documents
+from ensemble_core.engines import DEFAULT, Engine
 from ensemble_core.report import CommandError, Report, add_report_arguments, run_reported
 from ensemble_core.serving import footprint
 
@@ -54,7 +56,8 @@ def _allocate(arguments: argparse.Namespace, report: Report) -> dict[str, Any]:
     ensemble = find_ensemble(documents, deployment, arguments.selection)
     try:
         subject = subject_of(ensemble)
-        profiles = profiles_of(ensemble, subject)
+        profiles = profiles_of(ensemble, subject, lambda text: _tell(report, text))
+        subject = with_engines(subject, profiles)
         found = stored_allocation(ensemble.results, subject)
         if found is not None:
             print(f"allocation {found.name}: nothing has changed, allocations/{found.digest}.json stays")
@@ -66,6 +69,11 @@ def _allocate(arguments: argparse.Namespace, report: Report) -> dict[str, Any]:
         print(line)
     plan = allocated_plan(ensemble, subject, found)
     return {"digest": found.digest, "summary": summary(found, plan, memory_of(subject, profiles))}
+
+
+def _tell(report: Report, text: str) -> None:
+    report.progress(stage="profiles", note=text)
+    print(text, flush=True)
 
 
 def _optimise(ensemble: Ensemble, subject: Subject, profiles: Profiles, report: Report) -> AllocationResult:
@@ -149,4 +157,15 @@ def table(found: AllocationResult) -> list[str]:
         line("", names),
         *(line(device.name, row) for device, row in zip(found.devices, cells, strict=True)),
         *([f"  {ROUTING[candidate.routing]}"] if candidate.matrix.divided else []),
+        *_other_engines(found),
     ]
+
+
+def _other_engines(found: AllocationResult) -> list[str]:
+    """Which workers run with another engine than ONNX Runtime."""
+    workers: dict[Engine, list[str]] = {}
+    for row, engines in zip(found.devices, found.engines, strict=False):
+        for member, engine in zip(found.members, engines, strict=True):
+            if engine not in (None, DEFAULT):
+                workers.setdefault(engine, []).append(f"{member.model_id} on {row.name}")
+    return [f"  {engine} runs {', '.join(own)}" for engine, own in workers.items()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ensemble_core.allocation.paper import Case, calibrated_case, lines, parse_devices, plan, traced_case
-from ensemble_core.allocation.prepare import ENGINE, find_ensemble, overridden
+from ensemble_core.allocation.prepare import find_ensemble, overridden, stored_figures
 from ensemble_core.api.documents import load_documents
 from ensemble_core.errors import UserError
 
@@ -43,11 +43,8 @@ def _case(arguments: argparse.Namespace) -> Case:
         return calibrated_case(arguments.ensemble, groups)
     documents = load_documents(arguments.spec)
     ensemble = find_ensemble(documents, overridden(documents.deployment(arguments.name), arguments.budget, None))
-    profiles = []
-    for library, record, member in zip(ensemble.libraries, ensemble.records, ensemble.members, strict=True):
-        kinds = dict.fromkeys(group.kind for group in groups)
-        stored = {kind: library.profile(kind, ENGINE, record.id) for kind in kinds}
-        profiles.append({kind: own for kind, own in stored.items() if own and own.model_sha256 == member.sha256})
+    kinds = dict.fromkeys(group.kind for group in groups)
+    figures = [stored_figures(ensemble, index, kinds) for index in range(len(ensemble.members))]
     names = [member.model_id for member in ensemble.members]
     spec = ensemble.deployment.spec
-    return traced_case(names, profiles, groups, spec.optimization.batch_sizes, spec.serving.routing)
+    return traced_case(names, figures, groups, spec.optimization.batch_sizes, spec.serving.routing)

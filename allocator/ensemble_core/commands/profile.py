@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from ensemble_core.api.documents import load_documents
+from ensemble_core.errors import UserError
+from ensemble_core.library.records import BatchProfile, Profile
+from ensemble_core.profiling.child import SAMPLES
 from ensemble_core.profiling.run import run_profiling
 from ensemble_core.report import CommandError, Report, add_report_arguments, run_reported
+
+COMPARED = "1,8,32,128"
+MOST_SAMPLES = 4096  # of a batch
+HEAD = ("MODEL", "ENGINE", "BATCH", "SAMPLES/S", "MS A BATCH", "MIB", "LOAD S", f"J FOR {SAMPLES}")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_report_arguments(parser)
+    text = f"measure with every engine that the device has, at these batch sizes too (default {COMPARED})"
+    parser.add_argument("--compare", nargs="?", const=COMPARED, default="", metavar="SIZES", help=text)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -26,7 +36,12 @@ def _profile(arguments: argparse.Namespace, report: Report) -> dict[str, Any]:
         documents,
         selection,
         lambda done, total, note: report.progress(stage="profiles", done=done, total=total, note=note),
+        _sizes(arguments.compare),
     )
+    for line in table(profiled.profiles):
+        print(line)
+    for remark in profiled.remarks:
+        print(remark)
     print(f"{profiled.measured} models measured on {profiled.device_type}, {profiled.known} were known")
     if profiled.failures:
         for failure in profiled.failures:
@@ -34,3 +49,46 @@ def _profile(arguments: argparse.Namespace, report: Report) -> dict[str, Any]:
         raise CommandError(f"{len(profiled.failures)} models could not be measured: {profiled.failures[0]}")
     summary = {"deviceType": profiled.device_type, "measured": profiled.measured, "known": profiled.known}
     return {"digest": None, "summary": summary}
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    sizes = [part.strip() for part in text.split(",")] if text else []
+    for size in sizes:
+        if not (size.isdecimal() and 1 <= int(size) <= MOST_SAMPLES):
+            raise UserError(
+                "--compare", f"{size!r} must be a batch size from 1 to {MOST_SAMPLES}, such as in {COMPARED}"
+            )
+    return tuple(map(int, sizes))
+
+
+def table(profiles: Sequence[Profile]) -> list[str]:
+    """Models, engines and batch sizes as lines of text; a dash where the device tells no energy.
+
+    After the thesis, section 5.5. A model that an engine is not used for has a line that says why.
+    """
+    rows = [HEAD, *(_row(profile, batch) for profile in profiles for batch in profile.batches)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
+    lines = [
+        "  ".join(
+            f"{cell:<{width}}" if column < 2 else f"{cell:>{width}}"
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    refused = [
+        f"{profile.model} is not for {profile.engine}: {profile.refused}" for profile in profiles if profile.refused
+    ]
+    return [*(lines if len(rows) > 1 else []), *refused]
+
+
+def _row(profile: Profile, batch: BatchProfile) -> tuple[str, ...]:
+    return (
+        profile.model,
+        profile.engine,
+        str(batch.batch_size),
+        f"{SAMPLES / batch.seconds:,.0f}",
+        f"{1000 * batch.seconds * batch.batch_size / SAMPLES:.3g}",
+        f"{batch.memory_mib:.0f}",
+        f"{profile.load_seconds:.2f}",
+        "-" if batch.energy_joules is None else f"{batch.energy_joules:.3g}",
+    )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from ensemble_core.frozen import Frozen
 
@@ -142,7 +142,7 @@ class BatchProfile(Frozen):
     seconds: float = Field(gt=0)  # their median
     memory_mib: Annotated[float, Field(alias="memoryMiB", ge=0)]  # peak resident memory of the process
     foreign_cores: float = Field(0, ge=0)  # mean number of the device's cores that other processes took meanwhile
-    energy_joules: float | None = Field(None, ge=0)  # for 2000 samples; not measured yet
+    energy_joules: float | None = Field(None, ge=0)  # for 2000 samples, where the device tells
 
 
 class Profile(Frozen):
@@ -155,4 +155,13 @@ class Profile(Frozen):
     engine_version: str
     cores: int
     load_seconds: float = Field(ge=0)
-    batches: tuple[BatchProfile, ...] = Field(min_length=1)
+    batches: tuple[BatchProfile, ...]
+    largest_difference: float | None = Field(None, ge=0)  # of answers to seeded samples from ONNX Runtime's
+    agreement: float | None = Field(None, ge=0, le=1)  # share of those samples with the same class
+    refused: str | None = None  # why this engine is not used for the model
+
+    @model_validator(mode="after")
+    def was_measured_or_refused(self) -> Self:
+        if not self.batches and self.refused is None:
+            raise ValueError("no batch size was measured")
+        return self

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Set
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from ensemble_core.api.ensembleselection import Cost
 from ensemble_core.devices import cpu_device_type, gpu_devices
+from ensemble_core.engines import Engine
 from ensemble_core.errors import UserError
+from ensemble_core.library.library import SERVABLE, Library
 from ensemble_core.library.records import BatchProfile, ModelRecord, Profile, Signature
 from ensemble_core.profiling.child import Settings
 
@@ -68,16 +68,8 @@ def find_device(where: str, cost: Cost) -> Device:
     return found
 
 
-def engine_version(engine: str) -> str | None:
-    """Version of the engine that this process would run models with, none if it is not installed."""
-    for package in (engine, f"{engine}-gpu"):
-        with contextlib.suppress(PackageNotFoundError):
-            return version(package)
-    return None
-
-
 def measure(
-    record: ModelRecord, model: Path, signature: Signature, device: Device, batch_sizes: Sequence[int]
+    record: ModelRecord, model: Path, signature: Signature, device: Device, batch_sizes: Iterable[int], engine: Engine
 ) -> dict[str, Any]:
     """Run the measuring process to its end; its answer, or MeasurementError."""
     settings = Settings(
@@ -87,6 +79,7 @@ def measure(
         cores=list(device.cores),
         gpu=device.gpu,
         batch_sizes=sorted(batch_sizes),
+        engine=engine,
     )
     command = [sys.executable, "-P", "-m", "ensemble_core.profiling.child", json.dumps(asdict(settings))]
     try:
@@ -103,7 +96,7 @@ def measure(
 
 
 def make_profile(
-    record: ModelRecord, sha256: str, device: Device, engine: str, answer: dict[str, Any], stored: Profile | None
+    record: ModelRecord, sha256: str, device: Device, engine: Engine, answer: dict[str, Any], stored: Profile | None
 ) -> Profile:
     """The profile from a measuring process's answer.
 
@@ -121,4 +114,28 @@ def make_profile(
         cores=len(device.cores),
         load_seconds=answer["load_seconds"],
         batches=tuple(batches[size] for size in sorted(batches)),
+        largest_difference=answer.get("largest_difference"),
+        agreement=answer.get("agreement"),
+        refused=answer.get("refused"),
     )
+
+
+def lacking(stored: Profile | None, sha256: str, version: str, batch_sizes: Set[int]) -> Set[int]:
+    """Batch sizes that a stored profile lacks: all of another file or version, none where the engine was refused."""
+    if stored is None or (stored.model_sha256, stored.engine_version) != (sha256, version):
+        return batch_sizes
+    return batch_sizes - {batch.batch_size for batch in stored.batches} if stored.refused is None else frozenset()
+
+
+def add_to_profile(
+    library: Library, record: ModelRecord, device: Device, engine: Engine, batch_sizes: Iterable[int]
+) -> Profile:
+    """Measure a model at some batch sizes, and store them with what is known of it; MeasurementError if that fails."""
+    if SERVABLE not in record.files:
+        raise MeasurementError(f"{record.id}: has no {SERVABLE} yet")
+    model = library.file(record, SERVABLE)
+    answer = measure(record, model, library.header.signature, device, batch_sizes, engine)
+    stored = library.profile(device.device_type, engine, record.id)
+    profile = make_profile(record, record.files[SERVABLE].sha256, device, engine, answer, stored)
+    library.write_profile(profile)
+    return profile

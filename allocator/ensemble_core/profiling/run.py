@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ensemble_core.api.documents import Documents
-from ensemble_core.api.ensembleselection import Cost, EnsembleSelection
+from ensemble_core.api.ensembleselection import EnsembleSelection
+from ensemble_core.engines import DEFAULT, OTHERS, Engine, version_of
 from ensemble_core.errors import UserError
 from ensemble_core.library.joined import JoinedModel, join
 from ensemble_core.library.library import SERVABLE, Library
@@ -16,10 +17,9 @@ from ensemble_core.profiling.measure import (
     LEAST_BATCH,
     Device,
     MeasurementError,
-    engine_version,
+    add_to_profile,
     find_device,
-    make_profile,
-    measure,
+    lacking,
 )
 
 Progress = Callable[[int, int, str], None]
@@ -27,72 +27,120 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Profiled:
-    """What a run did: models measured, models whose profile was there, and why others could not be measured."""
+    """What a run did.
+
+    Args:
+        device_type: That it measured on.
+        measured: Models that were measured with the engine that selections count with.
+        known: Models whose profile with that engine was there.
+        failures: Why others could not be measured.
+        remarks: Why models could not be measured with other engines.
+        profiles: What there is now of the models and engines, by model.
+    """
 
     device_type: str
     measured: int
     known: int
     failures: tuple[str, ...]
+    remarks: tuple[str, ...]
+    profiles: tuple[Profile, ...]
 
 
 @dataclass(frozen=True)
 class _Task:
-    """A model with the batch sizes to measure."""
+    """A model with the engine and batch sizes to measure."""
 
     model: JoinedModel
-    batch_sizes: tuple[int, ...]
+    engine: Engine
+    batch_sizes: frozenset[int]
 
 
-def run_profiling(documents: Documents, selection: EnsembleSelection, progress: Progress) -> Profiled:
+def run_profiling(
+    documents: Documents, selection: EnsembleSelection, progress: Progress, compared: Sequence[int] = ()
+) -> Profiled:
     """Measure what is missing; each profile is stored at once, so that the next run continues after the last one.
 
     Args:
         documents: The file with the selection and the searches it refers to.
         selection: One of its selections.
-        progress: Called with the number of models done, the number of all, and a note.
+        progress: Called with the number of measurements done, the number of all, and a note.
+        compared: Batch sizes to measure too, with every engine that the device has; none for the selection's alone.
     """
     cost = selection.spec.cost
     where = f"{documents.file}: EnsembleSelection {selection.metadata.name}"
-    device, version = find_device(where, cost), engine_version(cost.engine)
-    if version is None:
+    device = find_device(where, cost)
+    versions = _versions(cost.engine, device, all_of_them=bool(compared))
+    if cost.engine not in versions:
         raise UserError(f"{where}: spec.cost.engine", f"the package {cost.engine} is not installed")
     libraries = [
         Library.open(open_store(storage, f"{where}: spec.sources[{index}].storage"))
         for index, storage in enumerate(documents.source_storages(selection))
     ]
     models = [model for model in join(libraries).models() if model.record.servable]
-    stored = [library.profiles(device.device_type, cost.engine) for library in libraries]
-    tasks = _tasks(models, stored, version, {LEAST_BATCH, cost.batch_size})
-    failures: list[str] = []
-    for done, task in enumerate(tasks, start=len(models) - len(tasks)):
-        progress(done, len(models), task.model.record.id)
+    sizes = frozenset({LEAST_BATCH, cost.batch_size, *compared})
+    tasks = _tasks(models, libraries, device.device_type, versions, sizes)
+    total = len(models) * len(versions)
+    problems: dict[Engine, list[str]] = {engine: [] for engine in versions}
+    for done, task in enumerate(tasks, start=total - len(tasks)):
+        progress(done, total, f"{task.model.record.id} {task.engine}" if compared else task.model.record.id)
         try:
-            _profile(libraries[task.model.library], task, device, cost)
+            add_to_profile(libraries[task.model.library], task.model.record, device, task.engine, task.batch_sizes)
         except MeasurementError as failure:
-            failures.append(str(failure))
-    progress(len(models), len(models), "")
-    return Profiled(device.device_type, len(tasks) - len(failures), len(models) - len(tasks), tuple(failures))
+            problems[task.engine].append(str(failure))
+    progress(total, total, "")
+    failures = tuple(problems[cost.engine])
+    asked = sum(task.engine == cost.engine for task in tasks)
+    return Profiled(
+        device_type=device.device_type,
+        measured=asked - len(failures),
+        known=len(models) - asked,
+        failures=failures,
+        remarks=tuple(
+            f"{told}, by {engine}" for engine in versions if engine != cost.engine for told in problems[engine]
+        ),
+        profiles=_profiles(models, libraries, device.device_type, versions, sizes),
+    )
+
+
+def _versions(engine: Engine, device: Device, all_of_them: bool) -> dict[Engine, str]:
+    """The engine, and if they are wanted all others that the device has, those that are installed."""
+    others: tuple[Engine, ...] = (DEFAULT, *OTHERS["cpu" if device.gpu is None else "gpu"]) if all_of_them else ()
+    return {each: found for each in dict.fromkeys((engine, *others)) if (found := version_of(each)) is not None}
 
 
 def _tasks(
-    models: Sequence[JoinedModel], stored: Sequence[Mapping[str, Profile]], version: str, batch_sizes: set[int]
+    models: Sequence[JoinedModel],
+    libraries: Sequence[Library],
+    device_type: str,
+    versions: Mapping[Engine, str],
+    batch_sizes: frozenset[int],
 ) -> list[_Task]:
     """What is missing: batch sizes without a measurement of the very file by this version of the engine."""
+    stored = {engine: [library.profiles(device_type, engine) for library in libraries] for engine in versions}
     tasks = []
     for model in models:
-        profile, file = stored[model.library].get(model.record.id), model.record.files.get(SERVABLE)
-        valid = profile and file and (profile.model_sha256, profile.engine_version) == (file.sha256, version)
-        missing = batch_sizes - {batch.batch_size for batch in (profile.batches if profile and valid else ())}
-        if missing:
-            tasks.append(_Task(model, tuple(sorted(missing))))
+        file = model.record.files.get(SERVABLE)
+        for engine, version in versions.items():
+            profile = stored[engine][model.library].get(model.record.id) if file else None
+            if missing := lacking(profile, file.sha256 if file else "", version, batch_sizes):
+                tasks.append(_Task(model, engine, frozenset(missing)))
     return tasks
 
 
-def _profile(library: Library, task: _Task, device: Device, cost: Cost) -> None:
-    record = task.model.record
-    if SERVABLE not in record.files:
-        raise MeasurementError(f"{record.id}: has no {SERVABLE} yet")
-    answer = measure(record, library.file(record, SERVABLE), library.header.signature, device, task.batch_sizes)
-    sha256 = record.files[SERVABLE].sha256
-    stored = library.profile(device.device_type, cost.engine, record.id)
-    library.write_profile(make_profile(record, sha256, device, cost.engine, answer, stored))
+def _profiles(
+    models: Sequence[JoinedModel],
+    libraries: Sequence[Library],
+    device_type: str,
+    versions: Mapping[Engine, str],
+    batch_sizes: frozenset[int],
+) -> tuple[Profile, ...]:
+    """Those that lack nothing, models in their order."""
+    stored = {engine: [library.profiles(device_type, engine) for library in libraries] for engine in versions}
+    return tuple(
+        profile
+        for model in models
+        for engine, version in versions.items()
+        if (profile := stored[engine][model.library].get(model.record.id))
+        and (file := model.record.files.get(SERVABLE))
+        and not lacking(profile, file.sha256, version, batch_sizes)
+    )

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 
+from ensemble_core import engines
 from ensemble_core.serving import native
 from ensemble_core.serving.errors import ServingError
 
@@ -102,6 +103,7 @@ def prepare_backends(folder: Path) -> str:
     for name in OURS:
         (folder / name).mkdir()
     _copy_python("member", folder)
+    shutil.copy(engines.__file__, folder / "member")
     library, note = _native_averaging()
     if library is None:
         _copy_python("averaging", folder)

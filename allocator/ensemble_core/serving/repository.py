@@ -11,6 +11,8 @@ from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from ensemble_core.allocation.plan import Plan, Worker
+from ensemble_core.engines import tensorrt_shapes
+from ensemble_core.library.records import Signature
 from ensemble_core.serving.workers import workers_of
 
 VERSION = "1"
@@ -23,8 +25,8 @@ def render(plan: Plan) -> dict[str, str]:
     """The texts of the repository by their path in it; deterministic, nothing is read or written.
 
     Every configuration is written by protobuf's text format from Triton's own message, so it is one that Triton parses.
-    A model on CPU cores is for the backend `member` beside this package, one on a GPU for Triton's `onnxruntime`; that
-    second one has not run on a GPU yet. Raises ValueError if two models would have the same name.
+    A model on CPU cores is for the backend `member` beside this package, one on a GPU for Triton's `onnxruntime`, also
+    with TensorRT; those on a GPU have not run on one yet. Raises ValueError if two models would have the same name.
     """
     return {f"{name}/config.pbtxt": text_format.MessageToString(config) for name, config in configs(plan).items()}
 
@@ -42,9 +44,13 @@ def loaded_config(content: Any) -> Any:
     """The configuration of a loaded model, from Triton's JSON, without what Triton has filled in: equal to that of
     `configs` if the model was loaded with it."""
     config = json_format.ParseDict(content, pb.ModelConfig(), ignore_unknown_fields=True)
+    accelerators = pb.ModelOptimizationPolicy.ExecutionAccelerators()
+    accelerators.CopyFrom(config.optimization.execution_accelerators)
     for field, _ in config.ListFields():
         if field.name in FILLED_IN:
             config.ClearField(field.name)
+    if accelerators.ByteSize():  # all of the optimization that is said here
+        config.optimization.execution_accelerators.CopyFrom(accelerators)
     for group in config.instance_group:
         group.ClearField("name")
     return config
@@ -111,12 +117,14 @@ def _front(plan: Plan) -> Any:
 def _worker(plan: Plan, worker: Worker) -> Any:
     device = plan.device(worker.device)
     config = pb.ModelConfig(name=plan.model_name(worker))
-    parameters = {"sha256": plan.members[worker.member].sha256}
+    parameters = {"sha256": plan.members[worker.member].sha256, "engine": worker.engine}
     if device.type == "gpu":
         config.backend, config.max_batch_size = "onnxruntime", worker.batch_size
         config.input.add(name="INPUT", data_type=TYPES[plan.signature.input_type], dims=plan.signature.input_shape)
         config.output.add(name="PROBABILITIES", data_type=pb.TYPE_FP32, dims=[plan.signature.classes])
         config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_GPU, count=1, gpus=[device.ordinal])
+        if worker.engine == "tensorrt":
+            _add_tensorrt(config, plan.signature, worker.batch_size)
         return _with_parameters(config, **parameters)
     # A reference is not a batch of samples: 0 keeps Triton from reading its 3 numbers as one.
     config.backend, config.max_batch_size = "member", 0
@@ -126,6 +134,18 @@ def _worker(plan: Plan, worker: Worker) -> Any:
     if device.pinned:
         parameters["cores"] = ",".join(str(core) for core in device.cores)
     return _with_parameters(config, **parameters, threads=str(len(device.cores)), batch=str(worker.batch_size))
+
+
+def _add_tensorrt(config: Any, signature: Signature, batch_size: int) -> None:
+    """Let ONNX Runtime give TensorRT what it can run; its engine is built, and its memory taken, at load."""
+    accelerator = config.optimization.execution_accelerators.gpu_execution_accelerator.add(name="tensorrt")
+    accelerator.parameters["precision_mode"] = "FP32"
+    for name, shapes in tensorrt_shapes("INPUT", signature.input_shape, batch_size).items():
+        accelerator.parameters[name] = shapes
+    warmup = config.model_warmup.add(name="zeros", batch_size=batch_size, count=1)
+    given = warmup.inputs["INPUT"]
+    given.data_type, given.zero_data = TYPES[signature.input_type], True
+    given.dims.extend(signature.input_shape)
 
 
 def _with_parameters(config: Any, **parameters: str) -> Any:

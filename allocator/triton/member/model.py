@@ -1,10 +1,10 @@
-"""Triton Python-based backend `member`: an ONNX model on a group of CPU cores, run by ONNX Runtime.
+"""Triton Python-based backend `member`: an ONNX model on a group of CPU cores, run by one of the engines there are.
 
 The input SEG int64 [3] is a reference to rows in shared memory: offset in bytes, samples, bytes per sample; the request
 parameter `shm_key` names the region in /dev/shm. The output is PROBABILITIES float32 [samples, classes].
 
-Model parameters: `threads` (of a call), `cores` (comma-separated, as many, to keep to; the kernel chooses if there are
-none), `batch` (samples of a call at most).
+Model parameters: `engine`, `threads` (of a call), `cores` (comma-separated, as many, to keep to; the kernel chooses if
+there are none), `batch` (samples of a call at most).
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import triton_python_backend_utils as pb
+from engines import Place, loader
 from tensors import tensor
 
 SHARED_MEMORY = Path("/dev/shm")
-TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 
 
 def pin(cores: list[int]) -> None:
@@ -32,19 +31,6 @@ def pin(cores: list[int]) -> None:
             os.sched_setaffinity(int(thread.name), cores)
         except ProcessLookupError:
             continue
-
-
-def session(path: Path, threads: int, cores: list[int]) -> onnxruntime.InferenceSession:
-    """A session with so many threads; if there are cores, each of the further threads is on a core of its own."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    # Members of one group of cores share them: a thread that spins takes the core from the others.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if len(cores) > 1:  # the calling thread is not in the list, and cores count from 1 in it
-        affinities = ";".join(str(core + 1) for core in cores[1:])
-        options.add_session_config_entry("session.intra_op_thread_affinities", affinities)
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 class Rows:
@@ -81,14 +67,14 @@ class TritonPythonModel:
         if cores:
             pin(cores)  # before the engine makes its threads
         path = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
-        self._session = session(path, int(parameters["threads"]), cores)
-        given = self._session.get_inputs()[0]
-        self._input, self._batch = given.name, int(parameters["batch"])
-        dtype, shape = np.dtype(TYPES[given.type]), tuple(given.shape[1:])
-        self._rows = Rows(dtype, shape)
-        self._row_bytes = int(np.prod(shape)) * dtype.itemsize
+        self._batch = int(parameters["batch"])
+        place = Place(int(parameters["threads"]), tuple(cores), None, self._batch)
+        model = loader(parameters["engine"])(path, place)
+        self._run = model.run
+        self._rows = Rows(model.dtype, model.shape)
+        self._row_bytes = int(np.prod(model.shape)) * model.dtype.itemsize
         # Memory is taken now, so that a member that does not fit fails at load.
-        self._run(np.zeros((self._batch, *shape), dtype))
+        self._run(np.zeros((self._batch, *model.shape), model.dtype))
         if len(cores) == 1:
             pin(cores)
 
@@ -107,6 +93,3 @@ class TritonPythonModel:
             return pb.InferenceResponse([tensor("PROBABILITIES", self._run(rows))])
         except Exception as error:  # one request's trouble is that request's answer
             return pb.InferenceResponse(error=pb.TritonError(f"{type(error).__name__}: {error}"))
-
-    def _run(self, rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        return np.ascontiguousarray(self._session.run(None, {self._input: rows})[0], np.float32)

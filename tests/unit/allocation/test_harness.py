@@ -2,9 +2,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from ensemble_core.allocation.candidate import Candidate, Measured
@@ -192,4 +194,8 @@ def test_the_load_is_one_segment_or_the_largest_request(make_subject: Callable[.
 def test_the_server_tells_its_version() -> None:
     found = server_version()
     assert found.name == "nvidia-pytriton"
-    assert found.engine.startswith("onnxruntime ")
+    assert found.engine == f"onnxruntime {onnxruntime.__version__}"
+    both = server_version(("onnxruntime", "openvino"))
+    assert both.engine == f"{found.engine}, openvino {version('openvino')}"
+    # What is not installed here does not run here: TensorRT.
+    assert server_version(("onnxruntime", "tensorrt")) == found

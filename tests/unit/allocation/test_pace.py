@@ -4,6 +4,7 @@ import pytest
 
 from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.pace import PATIENCE, SLACK_SECONDS, Pace
+from ensemble_core.allocation.speeds import BatchTimes
 from ensemble_core.library.records import BatchProfile, Profile
 
 PACE = Pace(("gpu", "cpu"), ({"gpu": 0.001, "cpu": 0.1}, {"gpu": 0.002, "cpu": 0.2}))
@@ -32,4 +33,4 @@ def test_the_slowest_batch_size_that_was_measured_counts() -> None:
         model="m", model_sha256="0" * 64, device_type="x", engine="onnxruntime", engine_version="1", cores=1,
         load_seconds=0.1, batches=(measured(8, 40.0), measured(64, 20.0)),
     )  # fmt: skip
-    assert Pace.of(["x", "x"], [{"x": profile}]) == Pace(("x", "x"), ({"x": 0.02},))
+    assert Pace.of(["x", "x"], [{"x": BatchTimes.of(profile)}]) == Pace(("x", "x"), ({"x": 0.02},))

@@ -6,6 +6,7 @@ import argparse
 
 import pytest
 
+from ensemble_core.allocation.engines import Figures
 from ensemble_core.allocation.paper import Group, calibrated_case, lines, parse_devices, plan, traced_case
 from ensemble_core.commands import plan as command
 from ensemble_core.errors import UserError
@@ -84,11 +85,11 @@ def test_members_are_planned_by_their_profiles() -> None:
             cores=1, load_seconds=0.1, batches=batches,
         )  # fmt: skip
 
-    profiles = [{"cpu-x-1c": profile("fast", 2.0)}, {"cpu-x-1c": profile("slow", 6.0)}]
-    case = traced_case(["fast", "slow"], profiles, parse_devices("2xcpu-x-1c:100"), (8, 32))
+    figures = [{"cpu-x-1c": Figures.of(profile("fast", 2.0))}, {"cpu-x-1c": Figures.of(profile("slow", 6.0))}]
+    case = traced_case(["fast", "slow"], figures, parse_devices("2xcpu-x-1c:100"), (8, 32))
     found = plan(case, 4, 0)
     # Memory holds one member on each device: the slow one, 2000 samples in 6 s, decides.
     assert found.throughput == pytest.approx(2000 / 6, rel=0.01)
     assert case.names == ("cpu0", "cpu1")
     with pytest.raises(UserError, match="fast has no profile on gpu-y, but on cpu-x-1c"):
-        traced_case(["fast", "slow"], profiles, parse_devices("1xgpu-y:100"), (8, 32))
+        traced_case(["fast", "slow"], figures, parse_devices("1xgpu-y:100"), (8, 32))

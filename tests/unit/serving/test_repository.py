@@ -80,6 +80,7 @@ def test_a_member_on_cores_takes_references(make_plan):
     assert {key: value.string_value for key, value in config.parameters.items()} == {
         "batch": "8",
         "cores": "2,3",
+        "engine": "onnxruntime",
         "sha256": "0" * 64,
         "threads": "2",
     }
@@ -91,6 +92,7 @@ def test_a_member_that_keeps_to_no_cores_has_as_many_threads(make_plan):
     parameters = parsed(repository.render(free))["m-0--cpu1--b8/config.pbtxt"].parameters
     assert {key: value.string_value for key, value in parameters.items()} == {
         "batch": "8",
+        "engine": "onnxruntime",
         "sha256": "0" * 64,
         "threads": "2",
     }
@@ -103,6 +105,54 @@ def test_a_member_on_a_gpu_runs_there_with_its_batch_size(make_plan):
     assert [(group.kind, list(group.gpus), group.count) for group in config.instance_group] == [
         (pb.ModelInstanceGroup.KIND_GPU, [0], 1)
     ]
+
+
+def run_by(make_plan, **engines):
+    """The plan with other engines, by device."""
+    workers = make_plan().workers
+    changed = [worker.model_copy(update={"engine": engines.get(worker.device, worker.engine)}) for worker in workers]
+    return make_plan(workers=tuple(changed))
+
+
+def test_an_engine_is_part_of_a_members_name_and_configuration(make_plan):
+    plan = run_by(make_plan, cpu1="openvino")
+    configs = parsed(repository.render(plan))
+    assert configs["m-0--cpu0--b32/config.pbtxt"].parameters["engine"].string_value == "onnxruntime"
+    assert configs["m-0--cpu1--b8--openvino/config.pbtxt"].parameters["engine"].string_value == "openvino"
+    assert "m-0--cpu1--b8--openvino/1/model.onnx" in repository.weights(plan)
+    workers = Workers.model_validate_json(configs["digits/config.pbtxt"].parameters["workers"].string_value)
+    named = {worker.model for member in workers.members for worker in member.workers}
+    assert named == plan.models - {"digits"} == {name.split("/")[0] for name in configs} - {"digits"}
+
+
+def test_tensorrt_is_an_accelerator_whose_engine_is_built_at_load(make_plan):
+    config = parsed(repository.render(run_by(make_plan, gpu0="tensorrt")))["m-2--gpu0--b64--tensorrt/config.pbtxt"]
+    assert (config.backend, config.max_batch_size) == ("onnxruntime", 64)
+    accelerators = config.optimization.execution_accelerators.gpu_execution_accelerator
+    assert [(each.name, dict(each.parameters)) for each in accelerators] == [
+        (
+            "tensorrt",
+            {
+                "precision_mode": "FP32",
+                "trt_profile_min_shapes": "INPUT:1x8x8x1",
+                "trt_profile_opt_shapes": "INPUT:64x8x8x1",
+                "trt_profile_max_shapes": "INPUT:64x8x8x1",
+            },
+        )
+    ]
+    (warmup,) = config.model_warmup
+    assert (warmup.batch_size, list(warmup.inputs)) == (64, ["INPUT"])
+    given = warmup.inputs["INPUT"]
+    assert (given.data_type, list(given.dims), given.zero_data) == (pb.TYPE_UINT8, [8, 8, 1], True)
+    plain = parsed(repository.render(make_plan()))["m-2--gpu0--b64/config.pbtxt"]
+    assert not plain.HasField("optimization")
+    assert not plain.model_warmup
+
+
+@pytest.mark.parametrize(("device", "engine", "kind"), [("gpu0", "openvino", "GPU"), ("cpu0", "tensorrt", "CPU")])
+def test_an_engine_for_another_type_of_device_is_refused(make_plan, device, engine, kind):
+    with pytest.raises(ValueError, match=f"{engine} does not run on {device}, which is a {kind}"):
+        run_by(make_plan, **{device: engine})
 
 
 def test_rendering_is_deterministic_and_writes_nothing(make_plan, tmp_path, monkeypatch):
@@ -152,12 +202,22 @@ def as_triton_tells(config):
     for group in told["instance_group"]:
         group["name"] = f"{config.name}_0"
     filled_in = {"runtime": "model.py", "version_policy": {"latest": {"num_versions": 1}}, "new_in_some_version": 3}
-    return json.loads(json.dumps({**told, **filled_in, "optimization": {"eager_batching": False}}))
+    optimization = {**told.get("optimization", {}), "eager_batching": False}
+    return json.loads(json.dumps({**told, **filled_in, "optimization": optimization}))
 
 
 def test_what_triton_tells_of_a_loaded_model_is_what_was_written(make_plan):
-    for config in repository.configs(make_plan()).values():
+    plan = run_by(make_plan, gpu0="tensorrt", cpu0="openvino")
+    for config in (*repository.configs(make_plan()).values(), *repository.configs(plan).values()):
         assert repository.loaded_config(as_triton_tells(config)) == config
+
+
+def test_another_precision_of_tensorrt_is_noticed(make_plan):
+    config = repository.configs(run_by(make_plan, gpu0="tensorrt"))["m-2--gpu0--b64--tensorrt"]
+    told = as_triton_tells(config)
+    accelerators = told["optimization"]["execution_accelerators"]["gpu_execution_accelerator"]
+    accelerators[0]["parameters"]["precision_mode"] = "FP16"
+    assert repository.loaded_config(told) != config
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,88 @@
+"""Which engine runs a member on a type of device, at each batch size: what measurements say, beyond their noise.
+
+Every element of the matrix is a process of its own with one batch size, so engines need not agree on one: on CPUs one
+may be faster with small batches and another with large ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ensemble_core.allocation.memory import Curve
+from ensemble_core.allocation.speeds import BatchTimes
+from ensemble_core.engines import DEFAULT, Engine
+from ensemble_core.library.records import BatchProfile, Profile
+
+# Engines are measured in processes one after the other: the least by which one must be faster, however steady it was.
+LEAST_GAIN = 0.03
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A member on a type of device.
+
+    Args:
+        engines: That runs it at a batch size; ONNX Runtime at those that are not named.
+        times: Of those engines.
+        curve: Memory of those engines.
+    """
+
+    engines: Mapping[int, Engine]
+    times: BatchTimes
+    curve: Curve
+
+    @classmethod
+    def of(cls, profile: Profile, engines: Mapping[int, Engine] | None = None) -> Figures:
+        """Of one engine's profile."""
+        return cls(engines or {}, BatchTimes.of(profile), Curve.of(profile))
+
+
+def choose(profiles: Mapping[Engine, Profile], batch_sizes: Sequence[int]) -> Figures:
+    """The fastest engine at each batch size, ONNX Runtime unless another is faster beyond the noise.
+
+    Args:
+        profiles: By engine, ONNX Runtime's among them. Those that were refused do not count.
+        batch_sizes: That workers may have. Between those measured, times, memory and noise are interpolated.
+    """
+    usable = {engine: profile for engine, profile in profiles.items() if profile.refused is None}
+    engines = {size: _fastest(usable, size) for size in batch_sizes}
+    used = set(engines.values())
+    chosen = {size: engine for size, engine in engines.items() if engine != DEFAULT}
+    if len(used) == 1:
+        return Figures.of(usable[used.pop()], chosen)
+    return Figures(
+        chosen,
+        BatchTimes(tuple((size, _seconds(usable[engine], size)) for size, engine in sorted(engines.items()))),
+        Curve(tuple((size, Curve.of(usable[engine]).at(size)) for size, engine in sorted(engines.items()))),
+    )
+
+
+def _fastest(profiles: Mapping[Engine, Profile], size: int) -> Engine:
+    default = profiles[DEFAULT]
+    # What other processes took of the device meanwhile, the default could have had.
+    disturbed = _between(default, size, lambda batch: batch.foreign_cores) / default.cores
+    limit = _seconds(default, size) * max(0.0, 1 - disturbed)
+    faster = []
+    for engine in (engine for engine in profiles if engine != DEFAULT):
+        seconds, noise = _seconds(profiles[engine], size), max(_noise(profiles[engine], size), _noise(default, size))
+        if seconds * (1 + max(noise, LEAST_GAIN)) < limit:
+            faster.append((seconds, engine))
+    return min(faster)[1] if faster else DEFAULT
+
+
+def _seconds(profile: Profile, size: int) -> float:
+    return float(BatchTimes.of(profile).seconds([size])[0])
+
+
+def _noise(profile: Profile, size: int) -> float:
+    """By how much passes over the same samples differed, relative to their median."""
+    return _between(profile, size, lambda batch: (max(batch.passes) - min(batch.passes)) / batch.seconds)
+
+
+def _between(profile: Profile, size: int, figure: Callable[[BatchProfile], float]) -> float:
+    """A figure of the batch sizes that were measured, at another."""
+    batches = sorted(profile.batches, key=lambda batch: batch.batch_size)
+    return float(np.interp(size, [batch.batch_size for batch in batches], [figure(batch) for batch in batches]))
