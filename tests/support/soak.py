@@ -498,7 +498,7 @@ class Ensemble:
             config = pb.ModelConfig(name=worker, backend="member", max_batch_size=0)
             config.input.add(name="SEG", data_type=pb.TYPE_INT64, dims=[3])
             config.output.add(name="PROBABILITIES", data_type=pb.TYPE_FP32, dims=[-1, CLASSES])
-            parameters = {"threads": "1", "batch": str(batch + self._batches[worker])}
+            parameters = {"engine": "onnxruntime", "threads": "1", "batch": str(batch + self._batches[worker])}
         config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
         for key, value in parameters.items():
             config.parameters[key].string_value = value
