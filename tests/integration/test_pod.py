@@ -245,6 +245,15 @@ def test_the_report_tells_what_is_loaded(pod: Pod, spec: Path, allocation: dict[
         "note": "",
         "summary": {
             "loaded": [{"modelId": member.model_id, "digest": member.sha256} for member in plan.members],
+            "workers": [
+                {
+                    "modelId": plan.members[worker.member].model_id,
+                    "device": worker.device,
+                    "batchSize": worker.batch_size,
+                    "state": "ready",
+                }
+                for worker in plan.workers
+            ],
             "revivals": 0,
             "repaired": 0,
         },
