@@ -273,6 +273,16 @@ def test_a_new_plan_is_switched_to_while_clients_are_answered(server, plan, ense
     assert ready == {plan.name, *(plan.model_name(worker) for worker in plan.workers)}
 
 
+def test_only_what_differs_is_loaded_when_members_come_to_devices_and_go(server, plan, ensemble):
+    """A worker's file is linked to that of the member's other workers, and links come and go with them."""
+    elsewhere = ensemble.plan((0, 0, 32), (1, 0, 64), (1, 1, 128), (2, 0, 16))
+    kept = ("m-0--cpu0--b32", "m-1--cpu1--b128", "m-2--cpu0--b16")
+    before = [server.stub(model) for model in kept]
+    for applied in (elsewhere, plan, plan):
+        server.apply(applied)
+        assert [server.stub(model) for model in kept] == before
+
+
 def test_a_plan_that_does_not_load_leaves_the_one_before(server, plan, ensemble, tmp_path):
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"not a model")
