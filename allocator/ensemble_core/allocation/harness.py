@@ -163,15 +163,15 @@ def images(signature: Signature, count: int) -> npt.NDArray[Any]:
 
 
 def server_version() -> ServerVersion:
-    """The server that would be measured; NoServerError if it is not installed."""
+    """The server that would be measured; NoServerError if it cannot be had."""
     engine = engine_version("onnxruntime")
     try:
-        server = installation.find()
+        server, averaging = installation.find(), installation.averaging()
     except ServingError as error:
         raise NoServerError(str(error)) from None
     if engine is None:
         raise NoServerError("the package onnxruntime is not installed")
-    return ServerVersion(name=server.name, version=server.version, engine=f"onnxruntime {engine}")
+    return ServerVersion(name=server.name, version=server.version, engine=f"onnxruntime {engine}", averaging=averaging)
 
 
 def load_settings(deployment: EnsembleDeployment) -> dict[str, Any]:

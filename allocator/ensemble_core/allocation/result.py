@@ -82,6 +82,7 @@ class ServerVersion(Frozen):
     name: str
     version: str
     engine: str  # and its version, that runs the members
+    averaging: Literal["native", "python"] | None = None  # which backend averages; none: measured before that was told
 
 
 class AllocationResult(Frozen):

@@ -16,6 +16,7 @@ from ensemble_core.allocation.result import Subject, Throughput
 from ensemble_core.api.ensembledeployment import Serving
 from ensemble_core.commands.allocate import remarks
 from ensemble_core.library.records import Signature
+from ensemble_core.serving import installation
 from ensemble_core.serving.errors import LoadError, ServingError
 from ensemble_core.serving.load import Measurement, Window
 
@@ -190,3 +191,23 @@ def test_the_server_tells_its_version() -> None:
     found = server_version()
     assert found.name == "nvidia-pytriton"
     assert found.engine.startswith("onnxruntime ")
+
+
+def test_what_was_measured_with_another_averaging_backend_is_not_found(
+    make_subject: Callable[..., Subject], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests = []
+    for averaging in ("native", "python"):
+        monkeypatch.setattr(installation, "averaging", lambda averaging=averaging: averaging)
+        subject = replace(make_subject(), server=server_version())
+        digests += [subject.benchmark_digest(CANDIDATE), subject.digest()]
+    assert len(set(digests)) == 4
+
+
+def test_without_the_averaging_that_is_wanted_there_is_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> str:
+        raise ServingError("cmake is missing")
+
+    monkeypatch.setattr(installation, "averaging", missing)
+    with pytest.raises(NoServerError, match="cmake is missing"):
+        server_version()
