@@ -142,6 +142,9 @@ def test_what_one_should_know_of_a_measurement_is_told() -> None:
     assert remarks(Throughput(samples_per_second=0, reason="it died")) == ["could not be served: it died"]
     (told,) = remarks(Throughput(samples_per_second=640.0, client_cores=0.97))
     assert told.startswith("the load generator used 0.97 of the one core that it can use")
+    assert remarks(Throughput(samples_per_second=640.0, foreign_cores=0.05)) == []
+    (told,) = remarks(Throughput(samples_per_second=640.0, foreign_cores=0.4))
+    assert told == "other processes used 0.40 cores meanwhile: the figure may be too low"
 
 
 def test_images_are_of_the_signature_and_always_the_same() -> None:
