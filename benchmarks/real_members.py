@@ -113,6 +113,9 @@ class Timed:
         self._server.apply(plan)
         self._change = time.perf_counter() - begin
 
+    def clear(self) -> None:
+        self._server.clear()
+
     def measure(
         self, plan: Plan, images: npt.NDArray[Any], seconds: float, in_flight: int, samples: int, deadline: float
     ) -> Measurement:

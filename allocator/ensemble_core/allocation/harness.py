@@ -37,6 +37,8 @@ class Server(Protocol):
 
     def apply(self, plan: Plan) -> None: ...
 
+    def clear(self) -> None: ...
+
     def measure(
         self, plan: Plan, images: npt.NDArray[Any], seconds: float, in_flight: int, samples: int, deadline: float
     ) -> Measurement: ...
@@ -57,6 +59,9 @@ class Triton:
 
     def apply(self, plan: Plan) -> None:
         self._running().apply(plan)
+
+    def clear(self) -> None:
+        self._running().clear()
 
     def measure(
         self, plan: Plan, images: npt.NDArray[Any], seconds: float, in_flight: int, samples: int, deadline: float
@@ -117,8 +122,10 @@ class Bench:
         load = load_of(subject.deployment.spec)
         plan = plan.answered_by_all(self._pace.deadline(candidate.matrix, max(load.in_flight) * load.samples))
         reason = ""
-        for _ in range(TRIES):
+        for tried in range(TRIES):
             try:
+                if tried:
+                    self._server.clear()  # there may be no room for it beside the matrix before
                 self._server.apply(plan)
                 found = self._measured(candidate, plan)
             except ServingError as error:

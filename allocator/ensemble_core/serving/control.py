@@ -13,7 +13,7 @@ from ensemble_core.serving.errors import LoadError, ServingError, StuckError
 from ensemble_core.serving.waiting import Check, ask_all
 
 ASK_SECONDS = 10.0
-READY = "READY"  # state of a model that answers
+READY, UNLOADING = "READY", "UNLOADING"  # states of a model
 
 
 class Control:

@@ -16,7 +16,7 @@ import numpy as np
 from ensemble_core.allocation.plan import Plan
 from ensemble_core.serving import installation, processes, repository, sharedmemory
 from ensemble_core.serving.client import ask
-from ensemble_core.serving.control import READY
+from ensemble_core.serving.control import READY, UNLOADING
 from ensemble_core.serving.errors import ServingError, StuckError
 from ensemble_core.serving.installation import Ports
 from ensemble_core.serving.process import STOP_SECONDS, ServerProcess
@@ -144,6 +144,24 @@ class TritonServer:
                 raise
             with self._killed_if_stuck():
                 self._unload(_models(before) - _models(plan))
+
+    def clear(self) -> None:
+        """Unload everything; what it held is free when this returns."""
+        with self._lock:
+            self.check()
+            before, self._plan, self._stubs = _models(self._plan), None, {}
+            with self._killed_if_stuck():
+                for model in before:
+                    self._process.control.unload(model)
+                deadline = time.monotonic() + STOP_SECONDS
+                while self._unloading(before) and time.monotonic() < deadline:
+                    time.sleep(0.05)
+                for model in before:  # Triton tells nothing of a model whose folder is gone
+                    repository.forget(model, self._models)
+
+    def _unloading(self, models: frozenset[str]) -> bool:
+        """Whether some of the models, which were to be unloaded, still hold something."""
+        return UNLOADING in self._process.control.states().values() or bool(self._process.stubs(models))
 
     @contextlib.contextmanager
     def _killed_if_stuck(self) -> Iterator[None]:

@@ -15,7 +15,7 @@ import pytest
 from tritonclient import grpc
 
 from ensemble_core.commands import predict as predict_command
-from ensemble_core.serving import repository
+from ensemble_core.serving import processes, repository
 from ensemble_core.serving.client import ask, connect, describe, predict, shared_request
 from ensemble_core.serving.errors import LoadError, ServingError
 from ensemble_core.serving.load import measure
@@ -281,6 +281,18 @@ def test_only_what_differs_is_loaded_when_members_come_to_devices_and_go(server,
     for applied in (elsewhere, plan, plan):
         server.apply(applied)
         assert [server.stub(model) for model in kept] == before
+
+
+def test_what_is_cleared_holds_nothing_and_comes_back(server, plan, ensemble):
+    stubs = [stub for model in plan.models if (stub := server.stub(model)) is not None]
+    assert len(stubs) >= len(plan.workers)
+    server.clear()
+    assert not any(processes.alive(stub) for stub in stubs)
+    with connect(server.url) as client:
+        assert not client.is_model_ready(plan.name)
+    server.apply(plan)
+    given = ensemble.samples(200)
+    np.testing.assert_allclose(predict(server.url, plan.name, given), ensemble.expected(given), atol=CLOSE)
 
 
 def test_a_plan_that_does_not_load_leaves_the_one_before(server, plan, ensemble, tmp_path):

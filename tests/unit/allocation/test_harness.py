@@ -36,6 +36,7 @@ class Server:
     def __init__(self, *failures: Exception | None) -> None:
         self.failures = list(failures)
         self.applied: list[Plan] = []
+        self.cleared: list[int] = []  # after how many calls of `apply`
         self.loads: list[tuple[Any, float, int, int, float]] = []
 
     def apply(self, plan: Plan) -> None:
@@ -43,6 +44,9 @@ class Server:
         failure = self.failures.pop(0) if self.failures else None
         if failure is not None:
             raise failure
+
+    def clear(self) -> None:
+        self.cleared.append(len(self.applied))
 
     def measure(
         self, plan: Plan, images: Any, seconds: float, in_flight: int, samples: int, deadline: float
@@ -103,6 +107,13 @@ def test_a_failure_that_does_not_come_again_is_chance(make_subject: Callable[...
     server = Server(ServingError("the server is gone"))
     assert Bench(make_subject(), SIGNATURE, PACE, server)(CANDIDATE).samples_per_second == 640.0
     assert len(server.applied) == 2
+
+
+def test_a_matrix_that_does_not_fit_beside_the_one_before_is_tried_alone(make_subject: Callable[..., Subject]) -> None:
+    server = Server(None, LoadError("m-0000--cpu0--b8: load: std::bad_alloc"))
+    bench = Bench(make_subject(), SIGNATURE, PACE, server)
+    assert [bench(CANDIDATE).samples_per_second for _ in range(2)] == [640.0, 640.0]
+    assert (len(server.applied), server.cleared) == (3, [2])
 
 
 def test_a_matrix_that_fails_twice_serves_nothing(make_subject: Callable[..., Subject]) -> None:
