@@ -52,8 +52,9 @@ bench: .venv/dev tools  ## Side-by-side measurements; their tables go to benchma
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/reconcile.py
 
-bench-allocation: .venv/dev  ## Allocators on simulated V100 nodes; their table goes to benchmarks/RESULTS.md
+bench-allocation: .venv/dev  ## Allocators on simulated V100 nodes, then with real members on two cores; needs a quiet machine
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/allocation.py --hostile --large --jobs $$(nproc)
+	$(BIN)/python benchmarks/real_members.py
 
 bench-serving: .venv/local  ## What averaging costs, with fake members; needs a quiet machine, cmake and a C++ compiler
 	$(BIN)/python benchmarks/serving.py

@@ -38,6 +38,8 @@ class Server(Protocol):
 
     def apply(self, plan: Plan) -> None: ...
 
+    def clear(self) -> None: ...
+
     def measure(
         self, plan: Plan, images: npt.NDArray[Any], seconds: float, in_flight: int, samples: int, deadline: float
     ) -> Measurement: ...
@@ -58,6 +60,9 @@ class Triton:
 
     def apply(self, plan: Plan) -> None:
         self._running().apply(plan)
+
+    def clear(self) -> None:
+        self._running().clear()
 
     def measure(
         self, plan: Plan, images: npt.NDArray[Any], seconds: float, in_flight: int, samples: int, deadline: float
@@ -119,8 +124,10 @@ class Bench:
         load = load_of(subject.deployment.spec)
         plan = plan.answered_by_all(self._pace.deadline(candidate.matrix, max(load.in_flight) * load.samples))
         reason = ""
-        for _ in range(TRIES):
+        for tried in range(TRIES):
             try:
+                if tried:
+                    self._server.clear()  # there may be no room for it beside the matrix before
                 self._server.apply(plan)
                 found = self._measured(candidate, plan)
             except ServingError as error:
@@ -169,13 +176,13 @@ def server_version(engines: Sequence[Engine] = (DEFAULT,)) -> ServerVersion:
     Runtime, is not installed."""
     versions = {engine: version_of(engine) for engine in engines}
     try:
-        server = installation.find()
+        server, averaging = installation.find(), installation.averaging()
     except ServingError as error:
         raise NoServerError(str(error)) from None
     if versions[DEFAULT] is None:
         raise NoServerError(f"the package {DEFAULT} is not installed")
     told = ", ".join(f"{engine} {version}" for engine, version in versions.items() if version is not None)
-    return ServerVersion(name=server.name, version=server.version, engine=told)
+    return ServerVersion(name=server.name, version=server.version, engine=told, averaging=averaging)
 
 
 def load_settings(deployment: EnsembleDeployment) -> dict[str, Any]:

@@ -83,6 +83,7 @@ class ServerVersion(Frozen):
     name: str
     version: str
     engine: str  # that may run members, and its version; several are separated by commas
+    averaging: Literal["native", "python"] | None = None  # which backend averages; none: measured before that was told
 
 
 class AllocationResult(Frozen):

@@ -29,6 +29,7 @@ from ensemble_core.api.documents import load_documents
 from ensemble_core.engines import DEFAULT, Engine
 from ensemble_core.report import CommandError, Report, add_report_arguments, run_reported
 from ensemble_core.serving import footprint
+from ensemble_core.serving.load import QUIET
 
 CLIENT_BUSY = 0.9  # of a core, from which the load generator may be what is measured
 
@@ -102,7 +103,8 @@ class Progress:
         self._report.progress(
             stage="benchmarks", done=done, total=self._total, note=f"best so far {self._best:,.0f} samples/s"
         )
-        print(f"benchmark {done} of at most {self._total}: {speed:,.0f} samples/s, best {self._best:,.0f}", flush=True)
+        figure = with_spread(benchmark.throughput)
+        print(f"benchmark {done} of at most {self._total}: {figure}, best {self._best:,.0f}", flush=True)
         for line in remarks(benchmark.throughput):
             print(f"  {line}", flush=True)
 
@@ -117,7 +119,14 @@ def remarks(throughput: Throughput) -> list[str]:
             f"the load generator used {throughput.client_cores:.2f} of the one core that it can use: "
             "the server could perhaps answer more"
         )
+    if throughput.foreign_cores > QUIET:
+        found.append(f"other processes used {throughput.foreign_cores:.2f} cores meanwhile: the figure may be too low")
     return found
+
+
+def with_spread(throughput: Throughput) -> str:
+    """Samples/s with half the range of what was measured of them."""
+    return f"{throughput.samples_per_second:,.0f} samples/s ± {throughput.spread / 2:.1%}"
 
 
 def summary(found: AllocationResult, plan: Plan, memory: Memory) -> dict[str, Any]:
@@ -149,10 +158,11 @@ def table(found: AllocationResult) -> list[str]:
         return f"  {head:<{width}}  " + "  ".join(f"{text:>{wide}}" for text, wide in zip(texts, widths, strict=True))
 
     best, start = found.throughput.samples_per_second, found.start.throughput.samples_per_second
+    measured = f"{with_spread(found.throughput)} measured"
     gain = f" ({best / start - 1:+.0%} from worst-fit)" if start and found.start.matrix != found.matrix else ""
     bound = f", {best / found.bound:.0%} of the bound by profiles" if found.bound else ""
     return [
-        f"allocation {found.name}, budget {found.selection.budget_name}: {best:,.0f} samples/s measured{gain}{bound}, "
+        f"allocation {found.name}, budget {found.selection.budget_name}: {measured}{gain}{bound}, "
         f"{len(found.benchmarks)} matrices benchmarked",
         line("", names),
         *(line(device.name, row) for device, row in zip(found.devices, cells, strict=True)),

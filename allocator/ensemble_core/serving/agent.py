@@ -16,12 +16,11 @@ from ensemble_core.allocation.plan import Plan
 from ensemble_core.allocation.shortage import with_workers
 from ensemble_core.errors import UserError
 from ensemble_core.serving import installation, processes, rendered, repository, sharedmemory
-from ensemble_core.serving.control import Control
+from ensemble_core.serving.control import READY, Control
 from ensemble_core.serving.errors import LoadError, ServingError
 from ensemble_core.serving.states import ModelState, documents, worker_states
 from ensemble_core.serving.waiting import Check, DeadProcesses
 
-READY = "READY"
 LOOK_SECONDS, LONGEST_PAUSE = 2.0, 60.0  # between two looks; the longer if models do not load
 
 

@@ -14,6 +14,7 @@ from ensemble_core.serving.states import ModelState
 from ensemble_core.serving.waiting import Check, ask_all
 
 ASK_SECONDS = 10.0
+READY, UNLOADING = "READY", "UNLOADING"  # states of a model
 
 
 class Control:

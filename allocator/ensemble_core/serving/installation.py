@@ -15,6 +15,7 @@ import sysconfig
 from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 from ensemble_core import engines
 from ensemble_core.serving import native
@@ -84,6 +85,12 @@ def find() -> Installation:
             "PATH": f"{sys.prefix}/bin:{os.environ.get('PATH', os.defpath)}",
         },
     )
+
+
+def averaging() -> Literal["native", "python"]:
+    """Which averaging backend servers get here, built now if need be; ServingError as of `prepare_backends`."""
+    library, _ = _native_averaging()
+    return "python" if library is None else "native"
 
 
 def prepare_backends(folder: Path) -> str:

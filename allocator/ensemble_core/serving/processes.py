@@ -19,7 +19,7 @@ class Process(NamedTuple):
     state: str  # R, S, D, Z, …
     parent: int
     group: int
-    cpu_seconds: float  # user and system
+    cpu_seconds: float  # user and system, with the children that it has reaped
     started: int  # clock ticks since the machine's start
     code: int  # of its end, −N by signal N; 0 while it runs, and of another user's process
 
@@ -35,7 +35,7 @@ def process(pid: int) -> Process | None:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    cpu_seconds = (int(fields[11]) + int(fields[12])) / TICKS
+    cpu_seconds = sum(map(int, fields[11:15])) / TICKS
     code = os.waitstatus_to_exitcode(int(fields[49]))
     return Process(pid, fields[0], int(fields[1]), int(fields[2]), cpu_seconds, int(fields[19]), code)
 

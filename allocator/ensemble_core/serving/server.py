@@ -16,6 +16,7 @@ import numpy as np
 from ensemble_core.allocation.plan import Plan
 from ensemble_core.serving import installation, processes, repository, sharedmemory
 from ensemble_core.serving.client import ask
+from ensemble_core.serving.control import READY, UNLOADING
 from ensemble_core.serving.errors import ServingError, StuckError
 from ensemble_core.serving.installation import Ports
 from ensemble_core.serving.process import STOP_SECONDS, ServerProcess
@@ -153,6 +154,24 @@ class TritonServer:
             with self._killed_if_stuck():
                 self._unload(_models(before) - _models(plan))
 
+    def clear(self) -> None:
+        """Unload everything; what it held is free when this returns."""
+        with self._lock:
+            self.check()
+            before, self._plan, self._stubs = _models(self._plan), None, {}
+            with self._killed_if_stuck():
+                for model in before:
+                    self._process.control.unload(model)
+                deadline = time.monotonic() + STOP_SECONDS
+                while self._unloading(before) and time.monotonic() < deadline:
+                    time.sleep(0.05)
+                for model in before:  # Triton tells nothing of a model whose folder is gone
+                    repository.forget(model, self._models)
+
+    def _unloading(self, models: frozenset[str]) -> bool:
+        """Whether some of the models, which were to be unloaded, still hold something."""
+        return UNLOADING in self._process.control.states().values() or bool(self._process.stubs(models))
+
     @contextlib.contextmanager
     def _killed_if_stuck(self) -> Iterator[None]:
         """Kill a server that waits for ever, so that the supervisor starts it again."""
@@ -167,9 +186,23 @@ class TritonServer:
         """Load what differs from what is loaded; all of it is there when the front model answers."""
         repository.write(plan, self._models)
         check = self._process.watch(plan.models.union(self._stubs))
-        self._process.control.load_all(plan.models, plan.name, check)
+        self._process.control.load_all(self._missing(plan), plan.name, check)
         ask_all({plan.name: partial(_ask_first, self.url, plan)}, check)
         self._stubs, self._trouble = self._process.stubs(plan.models), ""
+
+    def _missing(self, plan: Plan) -> list[str]:
+        """Models that are not loaded as the plan says.
+
+        Triton does not tell by itself: to it a model has changed when its file has got or lost a link, as it does
+        when the member comes to another device or goes from one.
+        """
+        control = self._process.control
+        states = control.states()
+        return [
+            model
+            for model, config in repository.configs(plan).items()
+            if states.get(model) != READY or repository.loaded_config(control.config(model)) != config
+        ]
 
     def _restore(self, plan: Plan, before: Plan | None) -> None:
         self._unload(_models(plan) - _models(before))

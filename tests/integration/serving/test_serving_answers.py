@@ -16,7 +16,7 @@ from tritonclient import grpc
 
 from ensemble_core.commands import predict as predict_command
 from ensemble_core.serving import client as client_module
-from ensemble_core.serving import repository
+from ensemble_core.serving import processes, repository
 from ensemble_core.serving.client import ask, connect, describe, predict, predict_with_disagreement, shared_request
 from ensemble_core.serving.errors import LoadError, ServingError
 from ensemble_core.serving.load import measure
@@ -287,6 +287,28 @@ def test_a_new_plan_is_switched_to_while_clients_are_answered(server, plan, ense
         index = client_.get_model_repository_index(as_json=True)
     ready = {model["name"] for model in index["models"] if model.get("state") == "READY"}
     assert ready == {plan.name, *(plan.model_name(worker) for worker in plan.workers)}
+
+
+def test_only_what_differs_is_loaded_when_members_come_to_devices_and_go(server, plan, ensemble):
+    """A worker's file is linked to that of the member's other workers, and links come and go with them."""
+    elsewhere = ensemble.plan((0, 0, 32), (1, 0, 64), (1, 1, 128), (2, 0, 16))
+    kept = ("m-0--cpu0--b32", "m-1--cpu1--b128", "m-2--cpu0--b16")
+    before = [server.stub(model) for model in kept]
+    for applied in (elsewhere, plan, plan):
+        server.apply(applied)
+        assert [server.stub(model) for model in kept] == before
+
+
+def test_what_is_cleared_holds_nothing_and_comes_back(server, plan, ensemble):
+    stubs = [stub for model in plan.models if (stub := server.stub(model)) is not None]
+    assert len(stubs) >= len(plan.workers)
+    server.clear()
+    assert not any(processes.alive(stub) for stub in stubs)
+    with connect(server.url) as client:
+        assert not client.is_model_ready(plan.name)
+    server.apply(plan)
+    given = ensemble.samples(200)
+    np.testing.assert_allclose(predict(server.url, plan.name, given), ensemble.expected(given), atol=CLOSE)
 
 
 def test_a_plan_that_does_not_load_leaves_the_one_before(server, plan, ensemble, tmp_path):

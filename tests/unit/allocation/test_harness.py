@@ -18,6 +18,7 @@ from ensemble_core.allocation.result import Subject, Throughput
 from ensemble_core.api.ensembledeployment import Serving
 from ensemble_core.commands.allocate import remarks
 from ensemble_core.library.records import Signature
+from ensemble_core.serving import installation
 from ensemble_core.serving.errors import LoadError, ServingError
 from ensemble_core.serving.load import Measurement, Window
 
@@ -37,6 +38,7 @@ class Server:
     def __init__(self, *failures: Exception | None) -> None:
         self.failures = list(failures)
         self.applied: list[Plan] = []
+        self.cleared: list[int] = []  # after how many calls of `apply`
         self.loads: list[tuple[Any, float, int, int, float]] = []
 
     def apply(self, plan: Plan) -> None:
@@ -44,6 +46,9 @@ class Server:
         failure = self.failures.pop(0) if self.failures else None
         if failure is not None:
             raise failure
+
+    def clear(self) -> None:
+        self.cleared.append(len(self.applied))
 
     def measure(
         self, plan: Plan, images: Any, seconds: float, in_flight: int, samples: int, deadline: float
@@ -106,6 +111,13 @@ def test_a_failure_that_does_not_come_again_is_chance(make_subject: Callable[...
     assert len(server.applied) == 2
 
 
+def test_a_matrix_that_does_not_fit_beside_the_one_before_is_tried_alone(make_subject: Callable[..., Subject]) -> None:
+    server = Server(None, LoadError("m-0000--cpu0--b8: load: std::bad_alloc"))
+    bench = Bench(make_subject(), SIGNATURE, PACE, server)
+    assert [bench(CANDIDATE).samples_per_second for _ in range(2)] == [640.0, 640.0]
+    assert (len(server.applied), server.cleared) == (3, [2])
+
+
 def test_a_matrix_that_fails_twice_serves_nothing(make_subject: Callable[..., Subject]) -> None:
     server = Server(ServingError("the server is gone"), LoadError("m-0000--cpu0--b8: no memory\nlog"))
     throughput = Bench(make_subject(), SIGNATURE, PACE, server)(CANDIDATE)
@@ -146,6 +158,9 @@ def test_what_one_should_know_of_a_measurement_is_told() -> None:
     assert remarks(Throughput(samples_per_second=0, reason="it died")) == ["could not be served: it died"]
     (told,) = remarks(Throughput(samples_per_second=640.0, client_cores=0.97))
     assert told.startswith("the load generator used 0.97 of the one core that it can use")
+    assert remarks(Throughput(samples_per_second=640.0, foreign_cores=0.05)) == []
+    (told,) = remarks(Throughput(samples_per_second=640.0, foreign_cores=0.4))
+    assert told == "other processes used 0.40 cores meanwhile: the figure may be too low"
 
 
 def test_images_are_of_the_signature_and_always_the_same() -> None:
@@ -199,3 +214,23 @@ def test_the_server_tells_its_version() -> None:
     assert both.engine == f"{found.engine}, openvino {version('openvino')}"
     # What is not installed here does not run here: TensorRT.
     assert server_version(("onnxruntime", "tensorrt")) == found
+
+
+def test_what_was_measured_with_another_averaging_backend_is_not_found(
+    make_subject: Callable[..., Subject], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests = []
+    for averaging in ("native", "python"):
+        monkeypatch.setattr(installation, "averaging", lambda averaging=averaging: averaging)
+        subject = replace(make_subject(), server=server_version())
+        digests += [subject.benchmark_digest(CANDIDATE), subject.digest()]
+    assert len(set(digests)) == 4
+
+
+def test_without_the_averaging_that_is_wanted_there_is_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> str:
+        raise ServingError("cmake is missing")
+
+    monkeypatch.setattr(installation, "averaging", missing)
+    with pytest.raises(NoServerError, match="cmake is missing"):
+        server_version()

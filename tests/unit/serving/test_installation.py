@@ -65,6 +65,7 @@ def test_the_averaging_in_cpp_is_taken_where_it_can_be_had(backends: Path, tmp_p
     (tmp_path / native.LIBRARY).write_text("library")
     monkeypatch.setattr(native, "library", lambda: tmp_path / native.LIBRARY)
     assert installation.prepare_backends(backends) == "answers are averaged in C++"
+    assert installation.averaging() == "native"
     assert [path.name for path in (backends / "averaging").iterdir()] == [native.LIBRARY]
     assert installation.python_backends(backends) == {"member"}
 
@@ -77,6 +78,7 @@ def test_elsewhere_it_is_the_one_in_python_and_people_are_told_why(backends: Pat
     told = installation.prepare_backends(backends)
     assert told == "answers are averaged in Python, for there is no backend in C++: cmake is missing"
     assert installation.python_backends(backends) == {"averaging", "member"}
+    assert installation.averaging() == "python"
     monkeypatch.setenv(installation.CHOICE, "native")
     with pytest.raises(ServingError, match="cmake is missing"):
         installation._native_averaging()

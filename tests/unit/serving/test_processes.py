@@ -113,6 +113,24 @@ def test_the_machine_was_busy_at_least_as_long_as_this_process():
     assert processes.busy_seconds() > processes.process(os.getpid()).cpu_seconds > 0
 
 
+WORKS = """
+import subprocess, sys
+subprocess.run([sys.executable, "-c", "import time\\nwhile time.process_time() < 0.3: pass"])
+print("worked", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_what_a_process_that_has_ended_worked_stays_with_the_group_that_reaped_it():
+    with subprocess.Popen(
+        [sys.executable, "-c", WORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    ) as leader:
+        leader.stdout.readline()
+        (left,) = processes.group(leader.pid)
+        leader.stdin.close()
+    assert left.cpu_seconds >= 0.3
+
+
 def test_free_ports_arechoose_for_zeros():
     chosen = choose(Ports(http=0, grpc=4242, metrics=0))
     assert chosen.grpc == 4242
