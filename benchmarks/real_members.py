@@ -36,6 +36,7 @@ from ensemble_core.allocation.prepare import (
     profiles_of,
     speeds_of,
     subject_of,
+    with_engines,
 )
 from ensemble_core.allocation.result import AllocationResult, Benchmark, SelectionOf, Subject, Throughput
 from ensemble_core.api.common import Storage
@@ -260,6 +261,7 @@ def allocate(
     ensemble = ensemble_of(library, names, deployment(algorithm, seed, sizes))
     subject = subject_of(ensemble)
     profiles = profiles_of(ensemble, subject)
+    subject = with_engines(subject, profiles)
 
     def seen(benchmark: Benchmark) -> None:
         candidate, figure = benchmark.candidate, with_spread(benchmark.throughput)
@@ -288,6 +290,7 @@ def compare(library: Library, count: int, sizes: Sizes, tell: Callable[[str], No
     ensemble = ensemble_of(library, names, deployment(DEFAULT, 0, sizes))
     subject = subject_of(ensemble)
     profiles = profiles_of(ensemble, subject)
+    subject = with_engines(subject, profiles)
     tell(f"{count} members are profiled")
     chosen: list[Chosen] = []
     impossible: list[str] = []
