@@ -42,6 +42,7 @@ from ensemble_core.allocation.result import AllocationResult, Benchmark, Selecti
 from ensemble_core.api.common import Storage
 from ensemble_core.api.ensembledeployment import EnsembleDeployment
 from ensemble_core.commands.allocate import CLIENT_BUSY, with_spread
+from ensemble_core.engines import DEFAULT as DEFAULT_ENGINE
 from ensemble_core.errors import UserError
 from ensemble_core.library.library import SERVABLE, Library
 from ensemble_core.library.records import SPLITS, ModelRecord, Origin
@@ -407,11 +408,12 @@ def head(outcome: Outcome) -> str:
 def members(outcome: Outcome) -> str:
     cells = []
     for name, own in zip(outcome.names, outcome.profiles, strict=True):
-        batches = own[outcome.device].batches
-        speeds = ", ".join(f"{2000 / batch.seconds:.0f} ({batch.batch_size})" for batch in batches)
-        memory = ", ".join(f"{batch.memory_mib:.0f}" for batch in batches)
-        cells.append([name, speeds, memory])
-    return table(["member alone", "samples/s (batch size)", "MiB"], cells)
+        figures = own[outcome.device]
+        engines = [figures.engines.get(size, DEFAULT_ENGINE) for size, _ in figures.times.points]
+        speeds = ", ".join(f"{size / seconds:.0f} ({size})" for size, seconds in figures.times.points)
+        memory = ", ".join(f"{mib:.0f}" for _, mib in figures.curve.points)
+        cells.append([name, speeds, memory, ", ".join(sorted(set(engines)))])
+    return table(["member alone", "samples/s (batch size)", "MiB", "engines"], cells)
 
 
 HEAD = (
@@ -423,6 +425,8 @@ HEAD = (
 def rows(outcome: Outcome) -> Iterator[list[str]]:
     rates = outcome.rounds.rates
     middle = {candidate: median(own) for candidate, own in rates.items() if own}
+    if not middle:  # every round was disturbed, which the verdict tells
+        return
     worst = next(middle[each.candidate] for each in outcome.chosen if each.name == WORST_FIT)
     greedy = max(middle[each.candidate] for each in outcome.chosen if each.name == GREEDY)
     for each in outcome.chosen:
