@@ -45,6 +45,7 @@ check: .venv/dev  ## Lint, types, layers, drift of generated files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy benchmarks/*.py
 	$(BIN)/lint-imports
 	$(BIN)/python -m ensemble_core.api.generate --check
 

@@ -22,7 +22,7 @@ from ensemble_core.allocation.candidate import Candidate
 from ensemble_core.allocation.guided import guided
 from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.memory import Memory
-from ensemble_core.allocation.model import upper_bound
+from ensemble_core.allocation.model import Floats, upper_bound
 from ensemble_core.allocation.objectives import Throughput
 from ensemble_core.allocation.paper import calibrated_case, parse_devices
 from ensemble_core.allocation.simulator import Load, Simulator, Truth
@@ -89,7 +89,7 @@ def truth_of(
     members: tuple[Network, ...], kinds: tuple[str, ...], setting: Setting, random: np.random.Generator
 ) -> Truth:
     """The devices as they are."""
-    counts = np.arange(BATCH_SIZES[-1] + 1)
+    counts = np.arange(BATCH_SIZES[-1] + 1, dtype=np.float64)
     types = [DEVICE_TYPES[kind] for kind in kinds]
     own = 1 + setting.devices * random.standard_normal(len(kinds))
     more = 1 + setting.memory * random.random(len(members))
@@ -101,9 +101,9 @@ def truth_of(
     return Truth(seconds, needs, np.array([t.memory_mib for t in types]), pairs, setting.overlap)
 
 
-def curve_at(network: Network, counts: np.ndarray) -> np.ndarray:
+def curve_at(network: Network, counts: Floats) -> Floats:
     points = curve(network).points
-    return np.interp(counts, [size for size, _ in points], [mib for _, mib in points])
+    return np.asarray(np.interp(counts, [size for size, _ in points], [mib for _, mib in points]))
 
 
 def compare(ensemble: str, gpus: int, setting: Setting, seed: int, greedy: int) -> Outcome:

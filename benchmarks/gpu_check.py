@@ -68,7 +68,7 @@ def build(folder: Path) -> dict[str, Path]:
     random = np.random.default_rng(0)
 
     def weights(*shape: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-        return (random.normal(size=shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+        return np.asarray(random.normal(size=shape) / np.sqrt(np.prod(shape[1:])), np.float32)
 
     first = [
         helper.make_node("Cast", ["INPUT"], ["bytes"], to=TensorProto.FLOAT),
@@ -101,7 +101,10 @@ def build(folder: Path) -> dict[str, Path]:
             name,
             [helper.make_tensor_value_info("INPUT", TensorProto.UINT8, ["N", *SIGNATURE.input_shape])],
             [helper.make_tensor_value_info("PROBABILITIES", TensorProto.FLOAT, ["N", SIGNATURE.classes])],
-            [numpy_helper.from_array(each, key) for key, each in {**constants, "most": np.float32(255)}.items()],
+            [
+                numpy_helper.from_array(each, key)
+                for key, each in {**constants, "most": np.array(255, np.float32)}.items()
+            ],
         )
         onnx.save(
             helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), folder / f"{name}.onnx"

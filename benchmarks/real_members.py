@@ -480,9 +480,10 @@ def verdict(outcome: Outcome) -> str:
         (each for each in outcome.chosen if each.name == DEFAULT), key=lambda each: median(rates[each.candidate])
     )
     against = [
-        "{:+.1%} (±{:.1%}) {}".format(*change(rates[slower.candidate], rates[other.candidate]), other.label)
+        f"{gain:+.1%} (±{off:.1%}) {other.label}"
         for other in outcome.chosen
         if other.name != DEFAULT
+        for gain, off in [change(rates[slower.candidate], rates[other.candidate])]
     ]
     return (
         f"{NEVER_BELOW}. Its slower choice against each, and how far that may be off with {CONFIDENCE:.0%} "

@@ -109,7 +109,8 @@ def measure_costs(fakes: Fakes, sizes: Sizes, count: int) -> Costs:
                     found[-1][way] = rounds(send, models, sizes.repeats[way])
                     averaging = [design.name for design in designs if design.backend != NATIVE_ENSEMBLE]
                     copied |= {(way, name): copied_by(fakes, send, models[name]) for name in averaging}
-    return Costs(*found, copied)
+    in_process, references = found
+    return Costs(in_process, references, copied)
 
 
 def measured(fakes: Fakes, sizes: Sizes) -> Iterator[tuple[int, Costs]]:
