@@ -498,8 +498,10 @@ def check_complete(journey: Journey) -> None:
         assert export.attempt == record.origin.attempt
     trained = Counter((event[:2], event[3]) for event in map(names.event_of, paths) if event)
     assert {key: count for key, count in trained.items() if count > 1 and "rung-" in key[1]} == {}
-    assert len([path for path in paths if path.startswith("profiles/")]) == TRIALS
     check_folders(records, paths)
+    served = {member["modelId"] for found in library.results("allocations").values() for member in found["members"]}
+    engines = Counter(path.split("/")[2] for path in paths if path.startswith("profiles/"))
+    assert engines == {"onnxruntime": TRIALS, "openvino": len(served)}  # which is measured of what may be served
     benchmarks = library.results("benchmarks")
     assert all(content["throughput"]["samplesPerSecond"] > 0 for content in benchmarks.values())
     assert len(library.results("allocations")) == 3  # of the best single model and both budgets
