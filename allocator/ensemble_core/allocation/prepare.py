@@ -118,7 +118,7 @@ def find_ensemble(documents: Documents, deployment: EnsembleDeployment, digest: 
 
 
 def subject_of(ensemble: Ensemble) -> Subject:
-    """What is allocated on this machine's devices.
+    """What is allocated on this machine's devices; which engines run the members, `profiled` tells.
 
     Raises:
         UserError: the machine has fewer GPUs or cores than the spec's devices.
@@ -145,22 +145,25 @@ Profiles = tuple[Mapping[str, Figures], ...]  # of each member, by type of devic
 Tell = Callable[[str], None]
 
 
-def profiles_of(ensemble: Ensemble, subject: Subject, tell: Tell = lambda text: None) -> Profiles:
-    """Figures of each member on each type of the devices, by the engines that are fastest; measured where missing.
+def profiled(ensemble: Ensemble, tell: Tell = lambda text: None) -> tuple[Subject, Profiles]:
+    """What is allocated, run by the fastest engines, and their figures; what lacks is measured.
 
     Args:
         ensemble: The members.
-        subject: The devices.
         tell: Called with what is measured next, and with why an engine is not used for a member.
 
     Raises:
-        UserError: a member cannot be measured with ONNX Runtime.
+        UserError: as of `subject_of`, or a member cannot be measured with ONNX Runtime.
+        NoServerError: the server is not installed.
     """
+    subject = subject_of(ensemble)
     first = {row.device_type: row for row in reversed(subject.devices)}
-    return tuple(
+    profiles = tuple(
         {kind: _figures(ensemble, index, row, tell) for kind, row in first.items()}
         for index in range(len(ensemble.members))
     )
+    chosen = tuple({kind: own.engines for kind, own in of_member.items()} for of_member in profiles)
+    return replace(subject, chosen=chosen), profiles
 
 
 def stored_figures(ensemble: Ensemble, index: int, kinds: Iterable[str]) -> dict[str, Figures]:
@@ -174,12 +177,6 @@ def stored_figures(ensemble: Ensemble, index: int, kinds: Iterable[str]) -> dict
         if DEFAULT in own:
             found[kind] = choose(own, optimization.batch_sizes)
     return found
-
-
-def with_engines(subject: Subject, profiles: Profiles) -> Subject:
-    """The subject, run by the engines that were chosen."""
-    chosen = tuple({kind: own.engines for kind, own in of_member.items()} for of_member in profiles)
-    return replace(subject, chosen=chosen)
 
 
 def memory_of(subject: Subject, profiles: Profiles) -> Memory:

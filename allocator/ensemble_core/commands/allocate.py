@@ -19,10 +19,8 @@ from ensemble_core.allocation.prepare import (
     memory_of,
     overridden,
     pace_of,
-    profiles_of,
+    profiled,
     speeds_of,
-    subject_of,
-    with_engines,
 )
 from ensemble_core.allocation.result import AllocationResult, Benchmark, Subject, Throughput
 from ensemble_core.api.documents import load_documents
@@ -56,9 +54,7 @@ def _allocate(arguments: argparse.Namespace, report: Report) -> dict[str, Any]:
     deployment = overridden(documents.deployment(arguments.name), arguments.budget, arguments.max_benchmarks)
     ensemble = find_ensemble(documents, deployment, arguments.selection)
     try:
-        subject = subject_of(ensemble)
-        profiles = profiles_of(ensemble, subject, lambda text: _tell(report, text))
-        subject = with_engines(subject, profiles)
+        subject, profiles = profiled(ensemble, lambda text: _tell(report, text))
         found = stored_allocation(ensemble.results, subject)
         if found is not None:
             print(f"allocation {found.name}: nothing has changed, allocations/{found.digest}.json stays")

@@ -1,11 +1,74 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
 
-from ensemble_core.allocation.prepare import overridden
+import pytest
+
+from ensemble_core.allocation import prepare
+from ensemble_core.allocation.matrix import Matrix
+from ensemble_core.allocation.prepare import Ensemble, overridden, profiled
 from ensemble_core.allocation.result import Subject
 from ensemble_core.api.ensembledeployment import EnsembleDeployment, Serving
 from ensemble_core.api.ensembleselection import BEST_SINGLE
+from ensemble_core.library.records import BatchProfile, Profile
+
+KIND = "cpu-test-1c"
+
+
+class Profiles:
+    """A library that has a profile of each member by each engine: (seconds of 2000 samples, MiB) at any batch size."""
+
+    def __init__(self, subject: Subject, **engines: tuple[float, float]) -> None:
+        self._sha256 = {member.model_id: member.sha256 for member in subject.members}
+        self._engines = engines
+
+    def profile(self, kind: str, engine: str, model: str) -> Profile | None:
+        if engine not in self._engines:
+            return None
+        seconds, memory = self._engines[engine]
+        return Profile(
+            model=model, model_sha256=self._sha256[model], device_type=kind, engine=engine, engine_version="1", cores=1,
+            load_seconds=0.1,
+            batches=tuple(
+                BatchProfile(batch_size=size, passes=(seconds,), seconds=seconds, memory_mib=memory)
+                for size in (8, 32)
+            ),
+        )  # fmt: skip
+
+
+@pytest.fixture
+def on_this_machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ensemble]:
+    """The ensemble of a subject, whose devices and server this machine has; its profiles are those given by engine."""
+
+    def found(subject: Subject, results: Any = None, **engines: tuple[float, float]) -> Ensemble:
+        monkeypatch.setattr(prepare, "this_machine", lambda devices: None)
+        monkeypatch.setattr(prepare, "device_rows", lambda where, devices, machine: subject.devices)
+        monkeypatch.setattr(prepare, "server_version", lambda names: subject.server)
+        monkeypatch.setattr(prepare, "load_settings", lambda deployment: subject.load)
+        monkeypatch.setattr(prepare, "version_of", lambda engine: "1")
+        library: Any = Profiles(subject, **engines)
+        return Ensemble(
+            where="ensemble.yaml: EnsembleDeployment digits",
+            deployment=subject.deployment,
+            selection=subject.selection,
+            members=subject.members,
+            records=cast(Any, tuple(SimpleNamespace(id=member.model_id) for member in subject.members)),
+            libraries=(library,) * len(subject.members),
+            results=results,
+        )
+
+    return found
+
+
+def test_what_is_profiled_is_run_by_the_engines_that_the_profiles_are_of(
+    make_subject: Callable[..., Subject], on_this_machine: Callable[..., Ensemble]
+) -> None:
+    ensemble = on_this_machine(make_subject(), onnxruntime=(2.0, 100.0), openvino=(1.0, 300.0))
+    subject, profiles = profiled(ensemble)
+    assert subject.engines(Matrix(((8, 0), (0, 32)))) == (("openvino", None), (None, "openvino"))
+    assert [own[KIND].curve.at(32) for own in profiles] == [300.0, 300.0]
 
 
 def test_a_quorum_is_of_the_ensemble_that_the_document_names(make_subject: Callable[..., Subject]) -> None:
