@@ -8,13 +8,23 @@ import pytest
 
 from ensemble_core.allocation import prepare
 from ensemble_core.allocation.matrix import Matrix
-from ensemble_core.allocation.prepare import Ensemble, overridden, profiled
-from ensemble_core.allocation.result import Subject
+from ensemble_core.allocation.plan import Engines
+from ensemble_core.allocation.prepare import Ensemble, allocated_plan, overridden, profiled
+from ensemble_core.allocation.result import (
+    AllocatedMember,
+    AllocationResult,
+    Start,
+    Subject,
+    Throughput,
+    device_fingerprint,
+)
 from ensemble_core.api.ensembledeployment import EnsembleDeployment, Serving
 from ensemble_core.api.ensembleselection import BEST_SINGLE
-from ensemble_core.library.records import BatchProfile, Profile
+from ensemble_core.commands.allocate import summary
+from ensemble_core.library.records import BatchProfile, Profile, Signature
 
 KIND = "cpu-test-1c"
+SIGNATURE = Signature(input_type="uint8", input_shape=(8, 8, 1), classes=10)
 
 
 class Profiles:
@@ -42,7 +52,7 @@ class Profiles:
 def on_this_machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ensemble]:
     """The ensemble of a subject, whose devices and server this machine has; its profiles are those given by engine."""
 
-    def found(subject: Subject, results: Any = None, **engines: tuple[float, float]) -> Ensemble:
+    def found(subject: Subject, **engines: tuple[float, float]) -> Ensemble:
         monkeypatch.setattr(prepare, "this_machine", lambda devices: None)
         monkeypatch.setattr(prepare, "device_rows", lambda where, devices, machine: subject.devices)
         monkeypatch.setattr(prepare, "server_version", lambda names: subject.server)
@@ -56,10 +66,30 @@ def on_this_machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ensemble]:
             members=subject.members,
             records=cast(Any, tuple(SimpleNamespace(id=member.model_id) for member in subject.members)),
             libraries=(library,) * len(subject.members),
-            results=results,
+            results=cast(Any, SimpleNamespace(header=SimpleNamespace(signature=SIGNATURE))),
         )
 
     return found
+
+
+def allocation(subject: Subject, engines: Engines = ()) -> AllocationResult:
+    """What was found for a subject: its two members on their own devices, in batches of 8 and of 32."""
+    matrix, throughput = ((8, 0), (0, 32)), Throughput(samples_per_second=100.0)
+    return AllocationResult(
+        name=subject.deployment.metadata.name,
+        digest=subject.digest(),
+        selection=subject.selection,
+        members=tuple(AllocatedMember(**member.model_dump(exclude={"onnx"})) for member in subject.members),
+        devices=subject.devices,
+        device_fingerprint=device_fingerprint(subject.devices),
+        matrix=matrix,
+        algorithm="guided",
+        throughput=throughput,
+        start=Start(matrix=matrix, throughput=throughput),
+        benchmarks=(),
+        server=subject.server,
+        engines=engines,
+    )
 
 
 def test_what_is_profiled_is_run_by_the_engines_that_the_profiles_are_of(
@@ -69,6 +99,17 @@ def test_what_is_profiled_is_run_by_the_engines_that_the_profiles_are_of(
     subject, profiles = profiled(ensemble)
     assert subject.engines(Matrix(((8, 0), (0, 32)))) == (("openvino", None), (None, "openvino"))
     assert [own[KIND].curve.at(32) for own in profiles] == [300.0, 300.0]
+
+
+def test_a_pod_has_the_memory_of_the_engines_that_were_allocated_and_not_of_those_chosen_now(
+    make_subject: Callable[..., Subject], on_this_machine: Callable[..., Ensemble]
+) -> None:
+    ensemble = on_this_machine(make_subject(), onnxruntime=(1.0, 100.0), openvino=(2.0, 300.0))
+    subject, profiles = profiled(ensemble)
+    assert subject.engines(Matrix(((8, 0), (0, 32)))) == ()
+    served = (allocation(subject), allocation(subject, (("openvino", None), (None, "onnxruntime"))))
+    plain, other = (summary(found, allocated_plan(ensemble, subject, found), profiles)["memoryMiB"] for found in served)
+    assert other - plain == 200
 
 
 def test_a_quorum_is_of_the_ensemble_that_the_document_names(make_subject: Callable[..., Subject]) -> None:
