@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -9,7 +10,7 @@ import pytest
 from ensemble_core.allocation import prepare
 from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.plan import Engines
-from ensemble_core.allocation.prepare import Ensemble, allocated_plan, overridden, profiled
+from ensemble_core.allocation.prepare import Ensemble, allocated_plan, allocation_of, overridden, profiled
 from ensemble_core.allocation.result import (
     AllocatedMember,
     AllocationResult,
@@ -21,6 +22,7 @@ from ensemble_core.allocation.result import (
 from ensemble_core.api.ensembledeployment import EnsembleDeployment, Serving
 from ensemble_core.api.ensembleselection import BEST_SINGLE
 from ensemble_core.commands.allocate import summary
+from ensemble_core.errors import UserError
 from ensemble_core.library.records import BatchProfile, Profile, Signature
 
 KIND = "cpu-test-1c"
@@ -110,6 +112,40 @@ def test_a_pod_has_the_memory_of_the_engines_that_were_allocated_and_not_of_thos
     served = (allocation(subject), allocation(subject, (("openvino", None), (None, "onnxruntime"))))
     plain, other = (summary(found, allocated_plan(ensemble, subject, found), profiles)["memoryMiB"] for found in served)
     assert other - plain == 200
+
+
+OTHERWISE = {
+    "nothing was allocated for this ensemble, these settings and such devices: run `ensemble allocate": [{}],
+    "was allocated with server nvidia-pytriton 0.6.0; this machine has server nvidia-pytriton 0.7.0: "
+    "run `ensemble allocate": [
+        {"version": "0.6.0", "engine": "onnxruntime 1.30.0", "averaging": "python"},
+        {"version": "0.6.0"},
+        {"version": "0.6.0", "engine": "onnxruntime 1.30.0"},
+    ],
+    "was allocated with engines onnxruntime 1.31.1, openvino 2026.1 and averaging backend native; "
+    "this machine has engines onnxruntime 1.31.1 and an unknown averaging backend: run `ensemble allocate": [
+        {"engine": "onnxruntime 1.31.1, openvino 2026.1", "averaging": "native"}
+    ],
+}
+
+
+@pytest.mark.parametrize(("told", "servers"), OTHERWISE.items(), ids=("another ensemble", "nearest", "several"))
+def test_what_of_the_server_was_otherwise_when_it_was_allocated_is_told(
+    make_subject: Callable[..., Subject],
+    on_this_machine: Callable[..., Ensemble],
+    results: Any,
+    told: str,
+    servers: list[dict[str, str]],
+) -> None:
+    subject = make_subject()
+    another = replace(make_subject(members=3), server=subject.server.model_copy(update={"version": "0.6.0"}))
+    before = [replace(subject, server=subject.server.model_copy(update=each)) for each in servers if each]
+    for each in (another, *before):
+        results.write_result("allocations", each.digest(), allocation(each).document())
+    ensemble = replace(on_this_machine(subject), results=results)
+    documents: Any = SimpleNamespace(file="ensemble.yaml")
+    with pytest.raises(UserError, match=f"^ensemble.yaml: EnsembleDeployment digits: {told}"):
+        allocation_of(documents, ensemble, subject)
 
 
 def test_a_quorum_is_of_the_ensemble_that_the_document_names(make_subject: Callable[..., Subject]) -> None:
