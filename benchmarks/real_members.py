@@ -33,10 +33,8 @@ from ensemble_core.allocation.prepare import (
     Profiles,
     memory_of,
     pace_of,
-    profiles_of,
+    profiled,
     speeds_of,
-    subject_of,
-    with_engines,
 )
 from ensemble_core.allocation.result import AllocationResult, Benchmark, SelectionOf, Subject, Throughput
 from ensemble_core.api.common import Storage
@@ -260,9 +258,7 @@ def allocate(
 ) -> tuple[Chosen, AllocationResult]:
     """What `ensemble allocate` does once the members are profiled; UserError if the algorithm cannot."""
     ensemble = ensemble_of(library, names, deployment(algorithm, seed, sizes))
-    subject = subject_of(ensemble)
-    profiles = profiles_of(ensemble, subject)
-    subject = with_engines(subject, profiles)
+    subject, profiles = profiled(ensemble)
 
     def seen(benchmark: Benchmark) -> None:
         candidate, figure = benchmark.candidate, with_spread(benchmark.throughput)
@@ -289,9 +285,7 @@ def compare(library: Library, count: int, sizes: Sizes, tell: Callable[[str], No
     """Let all allocators choose for the ensemble of so many members, and measure what they chose."""
     names = MEMBERS[count]
     ensemble = ensemble_of(library, names, deployment(DEFAULT, 0, sizes))
-    subject = subject_of(ensemble)
-    profiles = profiles_of(ensemble, subject)
-    subject = with_engines(subject, profiles)
+    subject, profiles = profiled(ensemble)
     tell(f"{count} members are profiled")
     chosen: list[Chosen] = []
     impossible: list[str] = []

@@ -32,7 +32,7 @@ from ensemble_core.allocation.prepare import (
     load_plan,
     overridden,
     pace_of,
-    profiles_of,
+    profiled,
     subject_of,
 )
 from ensemble_core.api.documents import load_documents
@@ -269,8 +269,8 @@ def test_a_server_that_dies_between_benchmarks_is_survived(spec: Path, monkeypat
     documents = load_documents(spec)
     ensemble = find_ensemble(documents, overridden(documents.deployment(), BEST_SINGLE, 1))
     with harness.Triton() as triton:
-        subject = subject_of(ensemble)
-        pace = pace_of(subject, profiles_of(ensemble, subject))
+        subject, profiles = profiled(ensemble)
+        pace = pace_of(subject, profiles)
         bench = harness.Bench(subject, ensemble.signature, pace, triton)
         assert bench(Candidate(Matrix(((8,), (0,))))).samples_per_second > 0
         assert servers[0].pid is not None
@@ -287,10 +287,10 @@ def test_a_server_that_dies_between_benchmarks_is_survived(spec: Path, monkeypat
 def test_a_member_that_takes_more_memory_than_there_is_is_told_with_its_device(spec: Path) -> None:
     documents = load_documents(spec)
     ensemble = find_ensemble(documents, overridden(documents.deployment(), BEST_SINGLE, 1))
-    subject = subject_of(ensemble)
-    hungry = replace(subject, members=(hungry_member(ensemble.members[0], spec.parent),))
+    subject, profiles = profiled(ensemble)
+    hungry = replace(subject, members=(hungry_member(ensemble.members[0], spec.parent),), chosen=())
     with harness.Triton() as triton:
-        bench = harness.Bench(hungry, ensemble.signature, pace_of(subject, profiles_of(ensemble, subject)), triton)
+        bench = harness.Bench(hungry, ensemble.signature, pace_of(subject, profiles), triton)
         failed = bench(Candidate(Matrix(((0,), (8,)))))
     assert (failed.samples_per_second, failed.device) == (0, 1)
     assert failed.reason is not None

@@ -18,7 +18,7 @@ from tests.integration.test_allocate_triton import DOCUMENTS, SIGNATURE, images,
 
 from ensemble_core import engines
 from ensemble_core.allocation.plan import DeviceRow, Member, Plan, Worker
-from ensemble_core.allocation.prepare import find_ensemble, load_allocation, load_plan, profiles_of, subject_of
+from ensemble_core.allocation.prepare import find_ensemble, load_allocation, load_plan, profiled
 from ensemble_core.api.common import Storage
 from ensemble_core.api.documents import load_documents
 from ensemble_core.commands import allocate, profile, select
@@ -130,7 +130,7 @@ def test_what_is_faster_is_served_and_what_an_engine_cannot_load_falls_back(
     documents = load_documents(place.spec)
     ensemble = find_ensemble(documents, documents.deployment())
     told: list[str] = []
-    profiles_of(ensemble, subject_of(ensemble), told.append)
+    profiled(ensemble, told.append)
     assert f"openvino is not used for tiny-0002 on {KIND}: {UNKNOWN}" in told
     place.make_faster("tiny-0001", "openvino", 100)
     capsys.readouterr()
@@ -183,7 +183,7 @@ def test_a_profile_of_another_version_is_measured_anew(place: Place) -> None:
         stored = place.profile("tiny-0001", engine)
         place.library.write_profile(stored.model_copy(update={"engine_version": "0.1"}))
     told: list[str] = []
-    profiles_of(ensemble, subject_of(ensemble), told.append)
+    profiled(ensemble, told.append)
     measured = [f"measuring tiny-0001 on {KIND} with {engine}" for engine in ("onnxruntime", "openvino")]
     assert [each for each in told if each.startswith("measuring")] == measured
     for engine in ("onnxruntime", "openvino"):

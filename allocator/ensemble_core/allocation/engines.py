@@ -7,7 +7,8 @@ may be faster with small batches and another with large ones.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 
@@ -28,16 +29,23 @@ class Figures:
         engines: That runs it at a batch size; ONNX Runtime at those that are not named.
         times: Of those engines.
         curve: Memory of those engines.
+        curves: Memory by engine, of all that could be chosen.
     """
 
     engines: Mapping[int, Engine]
     times: BatchTimes
     curve: Curve
+    curves: Mapping[Engine, Curve]
 
     @classmethod
     def of(cls, profile: Profile, engines: Mapping[int, Engine] | None = None) -> Figures:
         """Of one engine's profile."""
-        return cls(engines or {}, BatchTimes.of(profile), Curve.of(profile))
+        curve = Curve.of(profile)
+        return cls(engines or {}, BatchTimes.of(profile), curve, {cast(Engine, profile.engine): curve})
+
+    def memory(self, engine: Engine, size: int) -> float:
+        """MiB of a worker that an engine runs, chosen before perhaps; if it cannot be any more, of what is chosen."""
+        return self.curves.get(engine, self.curve).at(size)
 
 
 def choose(profiles: Mapping[Engine, Profile], batch_sizes: Sequence[int]) -> Figures:
@@ -51,12 +59,14 @@ def choose(profiles: Mapping[Engine, Profile], batch_sizes: Sequence[int]) -> Fi
     engines = {size: _fastest(usable, size) for size in batch_sizes}
     used = set(engines.values())
     chosen = {size: engine for size, engine in engines.items() if engine != DEFAULT}
+    curves = {engine: Curve.of(profile) for engine, profile in usable.items()}
     if len(used) == 1:
-        return Figures.of(usable[used.pop()], chosen)
+        return replace(Figures.of(usable[used.pop()], chosen), curves=curves)
     return Figures(
         chosen,
         BatchTimes(tuple((size, _seconds(usable[engine], size)) for size, engine in sorted(engines.items()))),
-        Curve(tuple((size, Curve.of(usable[engine]).at(size)) for size, engine in sorted(engines.items()))),
+        Curve(tuple((size, curves[engine].at(size)) for size, engine in sorted(engines.items()))),
+        curves,
     )
 
 

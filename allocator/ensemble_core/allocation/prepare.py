@@ -16,7 +16,7 @@ from ensemble_core.allocation.memory import Memory
 from ensemble_core.allocation.optimise import allocated_elsewhere, stored_allocation
 from ensemble_core.allocation.pace import Pace
 from ensemble_core.allocation.plan import DeviceRow, Member, Plan, plan_of
-from ensemble_core.allocation.result import AllocationResult, SelectionOf, Subject
+from ensemble_core.allocation.result import AllocationResult, SelectionOf, ServerVersion, Subject
 from ensemble_core.allocation.rows import device_rows
 from ensemble_core.allocation.speeds import Speeds
 from ensemble_core.api.documents import Documents
@@ -25,6 +25,7 @@ from ensemble_core.api.ensembleselection import EnsembleSelection
 from ensemble_core.engines import DEFAULT, OTHERS, Engine, version_of
 from ensemble_core.errors import UserError
 from ensemble_core.library.library import SERVABLE, Library
+from ensemble_core.library.parsing import validated
 from ensemble_core.library.records import ModelRecord, Profile, Signature
 from ensemble_core.library.store import open_store
 from ensemble_core.profiling.measure import Device, MeasurementError, add_to_profile, lacking
@@ -118,7 +119,7 @@ def find_ensemble(documents: Documents, deployment: EnsembleDeployment, digest: 
 
 
 def subject_of(ensemble: Ensemble) -> Subject:
-    """What is allocated on this machine's devices.
+    """What is allocated on this machine's devices; which engines run the members, `profiled` tells.
 
     Raises:
         UserError: the machine has fewer GPUs or cores than the spec's devices.
@@ -145,22 +146,25 @@ Profiles = tuple[Mapping[str, Figures], ...]  # of each member, by type of devic
 Tell = Callable[[str], None]
 
 
-def profiles_of(ensemble: Ensemble, subject: Subject, tell: Tell = lambda text: None) -> Profiles:
-    """Figures of each member on each type of the devices, by the engines that are fastest; measured where missing.
+def profiled(ensemble: Ensemble, tell: Tell = lambda text: None) -> tuple[Subject, Profiles]:
+    """What is allocated, run by the fastest engines, and their figures; what lacks is measured.
 
     Args:
         ensemble: The members.
-        subject: The devices.
         tell: Called with what is measured next, and with why an engine is not used for a member.
 
     Raises:
-        UserError: a member cannot be measured with ONNX Runtime.
+        UserError: as of `subject_of`, or a member cannot be measured with ONNX Runtime.
+        NoServerError: the server is not installed.
     """
+    subject = subject_of(ensemble)
     first = {row.device_type: row for row in reversed(subject.devices)}
-    return tuple(
+    profiles = tuple(
         {kind: _figures(ensemble, index, row, tell) for kind, row in first.items()}
         for index in range(len(ensemble.members))
     )
+    chosen = tuple({kind: own.engines for kind, own in of_member.items()} for of_member in profiles)
+    return replace(subject, chosen=chosen), profiles
 
 
 def stored_figures(ensemble: Ensemble, index: int, kinds: Iterable[str]) -> dict[str, Figures]:
@@ -174,12 +178,6 @@ def stored_figures(ensemble: Ensemble, index: int, kinds: Iterable[str]) -> dict
         if DEFAULT in own:
             found[kind] = choose(own, optimization.batch_sizes)
     return found
-
-
-def with_engines(subject: Subject, profiles: Profiles) -> Subject:
-    """The subject, run by the engines that were chosen."""
-    chosen = tuple({kind: own.engines for kind, own in of_member.items()} for of_member in profiles)
-    return replace(subject, chosen=chosen)
 
 
 def memory_of(subject: Subject, profiles: Profiles) -> Memory:
@@ -229,7 +227,7 @@ def allocated_plan(ensemble: Ensemble, subject: Subject, found: AllocationResult
 
 
 def allocation_of(documents: Documents, ensemble: Ensemble, subject: Subject) -> AllocationResult:
-    """What was allocated for a subject; UserError if nothing was, or only on other devices."""
+    """What was allocated for a subject; UserError if nothing was, or only on other devices or with another server."""
     found = stored_allocation(ensemble.results, subject)
     if found is not None:
         return found
@@ -238,8 +236,33 @@ def allocation_of(documents: Documents, ensemble: Ensemble, subject: Subject) ->
         raise UserError(f"{ensemble.where}: spec.devices", problem)
     reference, name = ensemble.selection, ensemble.deployment.metadata.name
     command = f"ensemble allocate --spec {documents.file} --name {name} --budget {reference.budget_name}"
+    if others := _allocated_with_others(ensemble.results, subject):
+        before, now = min((_differences(other, subject.server) for other in others), key=lambda pair: len(pair[0]))
+        problem = (
+            f"was allocated with {' and '.join(before)}; this machine has {' and '.join(now)}: run `{command}` again"
+        )
+        raise UserError(ensemble.where, problem)
     problem = f"nothing was allocated for this ensemble, these settings and such devices: run `{command}` first"
     raise UserError(ensemble.where, problem)
+
+
+def _allocated_with_others(results: Library, subject: Subject) -> list[ServerVersion]:
+    """Other servers that the same subject was allocated with."""
+    stored = sorted(results.results("allocations").items())
+    found = [validated(AllocationResult, content, f"allocations/{key}.json") for key, content in stored]
+    return [each.server for each in found if replace(subject, server=each.server).digest() == each.digest]
+
+
+def _differences(before: ServerVersion, now: ServerVersion) -> tuple[list[str], list[str]]:
+    """In words, what of a server was otherwise before, and what it is now."""
+    pairs = list(zip(_words(before), _words(now), strict=True))
+    return [old for old, new in pairs if old != new], [new for old, new in pairs if old != new]
+
+
+def _words(server: ServerVersion) -> tuple[str, str, str]:
+    """What a server consists of."""
+    averaging = "an unknown averaging backend" if server.averaging is None else f"averaging backend {server.averaging}"
+    return f"server {server.name} {server.version}", f"engines {server.engine}", averaging
 
 
 def types_of(devices: Sequence[DeviceRow]) -> str:

@@ -16,7 +16,12 @@ def workers_short_of_memory(reason: str, plan: Plan) -> tuple[Worker, ...]:
     """The workers that a failure names, if it tells of memory; of several it was one."""
     if not WORDS.search(reason):
         return ()
-    return tuple(worker for worker in plan.workers if re.search(rf"{re.escape(plan.model_name(worker))}\b", reason))
+    return tuple(worker for worker in plan.workers if _names(reason, plan.model_name(worker)))
+
+
+def _names(reason: str, model: str) -> bool:
+    """Whether it names a model, and not one whose name ends or begins with that."""
+    return re.search(rf"(?<![\w.-]){re.escape(model)}\b", reason) is not None
 
 
 def with_workers(reason: str, plan: Plan) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 
 from ensemble_core.allocation.candidate import ROUTING
 from ensemble_core.allocation.harness import Bench, NoServerError, Triton
-from ensemble_core.allocation.memory import Memory
 from ensemble_core.allocation.optimise import Benchmarks, benchmarks_at_most, find_allocation, stored_allocation
 from ensemble_core.allocation.plan import Plan, Worker
 from ensemble_core.allocation.prepare import (
@@ -19,10 +18,8 @@ from ensemble_core.allocation.prepare import (
     memory_of,
     overridden,
     pace_of,
-    profiles_of,
+    profiled,
     speeds_of,
-    subject_of,
-    with_engines,
 )
 from ensemble_core.allocation.result import AllocationResult, Benchmark, Subject, Throughput
 from ensemble_core.api.documents import load_documents
@@ -56,9 +53,7 @@ def _allocate(arguments: argparse.Namespace, report: Report) -> dict[str, Any]:
     deployment = overridden(documents.deployment(arguments.name), arguments.budget, arguments.max_benchmarks)
     ensemble = find_ensemble(documents, deployment, arguments.selection)
     try:
-        subject = subject_of(ensemble)
-        profiles = profiles_of(ensemble, subject, lambda text: _tell(report, text))
-        subject = with_engines(subject, profiles)
+        subject, profiles = profiled(ensemble, lambda text: _tell(report, text))
         found = stored_allocation(ensemble.results, subject)
         if found is not None:
             print(f"allocation {found.name}: nothing has changed, allocations/{found.digest}.json stays")
@@ -69,7 +64,7 @@ def _allocate(arguments: argparse.Namespace, report: Report) -> dict[str, Any]:
     for line in table(found):
         print(line)
     plan = allocated_plan(ensemble, subject, found)
-    return {"digest": found.digest, "summary": summary(found, plan, memory_of(subject, profiles))}
+    return {"digest": found.digest, "summary": summary(found, plan, profiles)}
 
 
 def _tell(report: Report, text: str) -> None:
@@ -129,12 +124,13 @@ def with_spread(throughput: Throughput) -> str:
     return f"{throughput.samples_per_second:,.0f} samples/s ± {throughput.spread / 2:.1%}"
 
 
-def summary(found: AllocationResult, plan: Plan, memory: Memory) -> dict[str, Any]:
+def summary(found: AllocationResult, plan: Plan, profiles: Profiles) -> dict[str, Any]:
     """What a report holds: everything but the single benchmarks, and what a pod that serves it needs."""
-    rows = {row.name: index for index, row in enumerate(plan.devices)}
 
     def need(worker: Worker) -> float:
-        return memory.need(rows[worker.device], worker.member, worker.batch_size)
+        # Of the engine that the plan names: now, with more profiles, another may be chosen.
+        own = profiles[worker.member][plan.device(worker.device).device_type]
+        return own.memory(worker.engine, worker.batch_size)
 
     return {
         **found.document(),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
 import re
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -69,9 +69,20 @@ def parse(text: str, seconds: float) -> Snapshot:
 
 
 def read(address: str, seconds: float) -> Snapshot:
-    """What the endpoint at HOST:PORT tells now; ServingError if it does not."""
+    """What the endpoint at HOST:PORT tells now, whatever proxy there is for others; ServingError if it does not."""
     try:
-        with urllib.request.urlopen(f"http://{address}/metrics", timeout=ASK_SECONDS) as answer:
-            return parse(answer.read().decode(), seconds)
-    except (OSError, ValueError) as error:
+        return parse(_ask(address).decode(), seconds)
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise ServingError(f"{address}: no metrics: {error}") from error
+
+
+def _ask(address: str) -> bytes:
+    connection = http.client.HTTPConnection(address, timeout=ASK_SECONDS)
+    try:
+        connection.request("GET", "/metrics")
+        response = connection.getresponse()
+        if response.status != http.client.OK:
+            raise http.client.HTTPException(f"{response.status} {response.reason}")
+        return response.read()
+    finally:
+        connection.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
@@ -35,6 +35,9 @@ class Window(Frozen):
     client_cores: float  # CPU cores of this process; near 1, it is the load that is too slow and not the server
 
 
+Seen = tuple[Window, npt.NDArray[np.float64]]  # with the latencies (s) of its requests
+
+
 class Measurement(Frozen):
     """A plan's throughput: of the undisturbed windows, or of the least disturbed ones if there are too few."""
 
@@ -42,7 +45,7 @@ class Measurement(Frozen):
     spread: float = Field(ge=0)  # (largest - smallest) / median of the windows that count
     foreign_cores: float  # the most in a window that counts
     client_cores: float
-    p50: float  # seconds of one request
+    p50: float  # seconds of one request that was answered in a window that counts
     p90: float
     p99: float
     requests: int = Field(ge=1)
@@ -72,21 +75,23 @@ def measure(
         with connect(server.url) as client, _Load(client, plan, batch, in_flight, deadline) as load:
             # By then what was begun at once has spread over time; longer does not change the rate by half a percent.
             load.wait(lambda: load.count() > in_flight and load.age() >= WARM_UP)
-            windows: list[Window] = []
+            seen: list[Seen] = []
             end = load.age() + PATIENCE * seconds
-            while not windows or (load.age() < end and sum(each.foreign_cores <= QUIET for each in windows) < WINDOWS):
-                windows.append(_window(server, load, seconds / WINDOWS, in_flight))
+            while not seen or (load.age() < end and sum(own.foreign_cores <= QUIET for own, _ in seen) < WINDOWS):
+                seen.append(_window(server, load, seconds / WINDOWS, in_flight))
     except ServingError as error:
         raise ServingError("; ".join([*server.incidents[before:], str(error)])) from error
-    return summary(windows, load.latencies(), size)
+    return summary(seen, size)
 
 
-def summary(windows: list[Window], latencies: npt.NDArray[np.float64], size: int) -> Measurement:
-    """What windows and latencies (s) of requests of `size` samples say together (pure)."""
-    quiet = [window for window in windows if window.foreign_cores <= QUIET]
+def summary(seen: Sequence[Seen], size: int) -> Measurement:
+    """What windows of requests of `size` samples say together (pure); those before and between them do not count."""
+    quiet = [each for each in seen if each[0].foreign_cores <= QUIET]
     # One window alone would tell no spread.
-    counted = quiet if len(quiet) >= WINDOWS else sorted(windows, key=lambda window: window.foreign_cores)[:WINDOWS]
+    counts = quiet if len(quiet) >= WINDOWS else sorted(seen, key=lambda each: each[0].foreign_cores)[:WINDOWS]
+    counted = [window for window, _ in counts]
     rates = np.array([window.throughput for window in counted])
+    latencies = np.concatenate([own for _, own in counts])
     p50, p90, p99 = (float(value) for value in np.percentile(latencies, (50, 90, 99)))
     requests = sum(window.requests for window in counted)
     return Measurement(
@@ -99,7 +104,7 @@ def summary(windows: list[Window], latencies: npt.NDArray[np.float64], size: int
         p99=p99,
         requests=requests,
         samples=requests * size,
-        windows=tuple(windows),
+        windows=tuple(window for window, _ in seen),
     )
 
 
@@ -133,8 +138,9 @@ class _Load:
         """When a request was answered, in seconds of the performance counter."""
         return self._done[index][0]
 
-    def latencies(self) -> npt.NDArray[np.float64]:
-        return np.array([latency for _, latency in self._done])
+    def latencies(self, first: int, last: int) -> npt.NDArray[np.float64]:
+        """Seconds of each request after the first to the last."""
+        return np.array([latency for _, latency in self._done[first + 1 : last + 1]])
 
     def wait(self, until: Callable[[], bool]) -> None:
         """Wait until something holds, or raise the error of a thread that ended: each request has its deadline."""
@@ -154,7 +160,7 @@ class _Load:
                 self._done.append((end, end - begin))
 
 
-def _window(server: TritonServer, load: _Load, seconds: float, in_flight: int) -> Window:
+def _window(server: TritonServer, load: _Load, seconds: float, in_flight: int) -> Seen:
     """Counts from the last answer before the window to the last one in it, so no request is counted in part."""
     first = load.count() - 1
     begin, before = time.perf_counter(), _clock(server)
@@ -163,13 +169,14 @@ def _window(server: TritonServer, load: _Load, seconds: float, in_flight: int) -
     wall, after = time.perf_counter() - begin, _clock(server)
     busy, own, mine = ((late - early) / wall for early, late in zip(before, after, strict=True))
     span = load.moment(last) - load.moment(first)
-    return Window(
+    window = Window(
         seconds=span,
         requests=last - first,
         throughput=(last - first) * load.size / span,
         foreign_cores=max(0.0, busy - own - mine),
         client_cores=mine,
     )
+    return window, load.latencies(first, last)
 
 
 def _clock(server: TritonServer) -> tuple[float, float, float]:

@@ -32,7 +32,7 @@ class Process(NamedTuple):
 def process(pid: int) -> Process | None:
     """A process, or none if it is gone."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
     cpu_seconds = sum(map(int, fields[11:15])) / TICKS
@@ -88,9 +88,14 @@ def _everyone() -> Iterator[Process]:
 
 def _arguments(pid: int) -> list[str]:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+        return _text(f"/proc/{pid}/cmdline").split("\0")
     except (FileNotFoundError, ProcessLookupError):
         return [""]
+
+
+def _text(path: str) -> str:
+    """Of a file that has a process's name or arguments, which are any bytes."""
+    return Path(path).read_bytes().decode(errors="replace")
 
 
 def busy_seconds() -> float:

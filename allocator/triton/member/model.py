@@ -10,18 +10,15 @@ there are none), `batch` (samples of a call at most).
 from __future__ import annotations
 
 import json
-import mmap
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import triton_python_backend_utils as pb
 from engines import Place, loader
+from rows import Rows
 from tensors import tensor
-
-SHARED_MEMORY = Path("/dev/shm")
 
 
 def pin(cores: list[int]) -> None:
@@ -31,32 +28,6 @@ def pin(cores: list[int]) -> None:
             os.sched_setaffinity(int(thread.name), cores)
         except ProcessLookupError:
             continue
-
-
-class Rows:
-    """Reads rows from regions of shared memory, which stay mapped between calls."""
-
-    def __init__(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-        self._dtype, self._shape = dtype, shape
-        self._maps: dict[str, tuple[tuple[int, int], mmap.mmap]] = {}
-
-    def read(self, key: str, offset: int, samples: int) -> npt.NDArray[Any]:
-        """Rows of a region, without a copy; ValueError if they are not inside it."""
-        if "/" in key.removeprefix("/") or offset < 0:
-            raise ValueError(f"no region {key!r} with offset {offset}")
-        count = samples * int(np.prod(self._shape))
-        rows = np.frombuffer(self._mapping(key.removeprefix("/")), self._dtype, count, offset)
-        return rows.reshape(samples, *self._shape)
-
-    def _mapping(self, key: str) -> mmap.mmap:
-        with open(SHARED_MEMORY / key, "rb") as file:
-            status = os.fstat(file.fileno())
-            version = (status.st_ino, status.st_size)  # regions grow, and names are used again
-            if key not in self._maps or self._maps[key][0] != version:
-                if len(self._maps) > 1:  # one front model, and the one that replaces it
-                    self._maps.clear()
-                self._maps[key] = (version, mmap.mmap(file.fileno(), 0, mmap.MAP_SHARED, mmap.PROT_READ))
-        return self._maps[key][1]
 
 
 class TritonPythonModel:

@@ -98,7 +98,18 @@ def test_where_one_engine_is_the_fastest_its_profile_counts_as_it_is() -> None:
     ours, others = profile("onnxruntime", {8: 1.0, 24: 1.0, 128: 1.0}), profile("openvino", every(0.5))
     assert choose({"onnxruntime": ours}, SIZES) == Figures.of(ours)
     both = choose({"onnxruntime": ours, "openvino": others}, SIZES)
-    assert both == Figures.of(others, dict.fromkeys(SIZES, "openvino"))
+    assert replace(both, curves={}) == replace(Figures.of(others, dict.fromkeys(SIZES, "openvino")), curves={})
+
+
+def test_each_engine_has_its_own_memory_whichever_is_chosen_now() -> None:
+    ours = profile("onnxruntime", {8: 2.0, 128: 1.0}, memory=100)
+    others = profile("openvino", {8: 1.0, 128: 2.0}, memory=300)
+    for second in (others, profile("openvino", every(0.5), memory=300), profile("openvino", every(9.0), memory=300)):
+        found = choose({"onnxruntime": ours, "openvino": second}, SIZES)
+        needs = [(found.memory("onnxruntime", size), found.memory("openvino", size)) for size in SIZES]
+        assert needs == [(108, 308), (132, 332), (228, 428)]
+    alone = choose({"onnxruntime": ours, "openvino": profile("openvino", {}, refused="no")}, SIZES)
+    assert alone.memory("openvino", 8) == 108
 
 
 def test_an_engine_that_was_refused_is_not_used_however_fast() -> None:

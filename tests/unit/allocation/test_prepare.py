@@ -1,11 +1,151 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
 
-from ensemble_core.allocation.prepare import overridden
-from ensemble_core.allocation.result import Subject
+import pytest
+
+from ensemble_core.allocation import prepare
+from ensemble_core.allocation.matrix import Matrix
+from ensemble_core.allocation.plan import Engines
+from ensemble_core.allocation.prepare import Ensemble, allocated_plan, allocation_of, overridden, profiled
+from ensemble_core.allocation.result import (
+    AllocatedMember,
+    AllocationResult,
+    Start,
+    Subject,
+    Throughput,
+    device_fingerprint,
+)
 from ensemble_core.api.ensembledeployment import EnsembleDeployment, Serving
 from ensemble_core.api.ensembleselection import BEST_SINGLE
+from ensemble_core.commands.allocate import summary
+from ensemble_core.errors import UserError
+from ensemble_core.library.records import BatchProfile, Profile, Signature
+
+KIND = "cpu-test-1c"
+SIGNATURE = Signature(input_type="uint8", input_shape=(8, 8, 1), classes=10)
+
+
+class Profiles:
+    """A library that has a profile of each member by each engine: (seconds of 2000 samples, MiB) at any batch size."""
+
+    def __init__(self, subject: Subject, **engines: tuple[float, float]) -> None:
+        self._sha256 = {member.model_id: member.sha256 for member in subject.members}
+        self._engines = engines
+
+    def profile(self, kind: str, engine: str, model: str) -> Profile | None:
+        if engine not in self._engines:
+            return None
+        seconds, memory = self._engines[engine]
+        return Profile(
+            model=model, model_sha256=self._sha256[model], device_type=kind, engine=engine, engine_version="1", cores=1,
+            load_seconds=0.1,
+            batches=tuple(
+                BatchProfile(batch_size=size, passes=(seconds,), seconds=seconds, memory_mib=memory)
+                for size in (8, 32)
+            ),
+        )  # fmt: skip
+
+
+@pytest.fixture
+def on_this_machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ensemble]:
+    """The ensemble of a subject, whose devices and server this machine has; its profiles are those given by engine."""
+
+    def found(subject: Subject, **engines: tuple[float, float]) -> Ensemble:
+        monkeypatch.setattr(prepare, "this_machine", lambda devices: None)
+        monkeypatch.setattr(prepare, "device_rows", lambda where, devices, machine: subject.devices)
+        monkeypatch.setattr(prepare, "server_version", lambda names: subject.server)
+        monkeypatch.setattr(prepare, "load_settings", lambda deployment: subject.load)
+        monkeypatch.setattr(prepare, "version_of", lambda engine: "1")
+        library: Any = Profiles(subject, **engines)
+        return Ensemble(
+            where="ensemble.yaml: EnsembleDeployment digits",
+            deployment=subject.deployment,
+            selection=subject.selection,
+            members=subject.members,
+            records=cast(Any, tuple(SimpleNamespace(id=member.model_id) for member in subject.members)),
+            libraries=(library,) * len(subject.members),
+            results=cast(Any, SimpleNamespace(header=SimpleNamespace(signature=SIGNATURE))),
+        )
+
+    return found
+
+
+def allocation(subject: Subject, engines: Engines = ()) -> AllocationResult:
+    """What was found for a subject: its two members on their own devices, in batches of 8 and of 32."""
+    matrix, throughput = ((8, 0), (0, 32)), Throughput(samples_per_second=100.0)
+    return AllocationResult(
+        name=subject.deployment.metadata.name,
+        digest=subject.digest(),
+        selection=subject.selection,
+        members=tuple(AllocatedMember(**member.model_dump(exclude={"onnx"})) for member in subject.members),
+        devices=subject.devices,
+        device_fingerprint=device_fingerprint(subject.devices),
+        matrix=matrix,
+        algorithm="guided",
+        throughput=throughput,
+        start=Start(matrix=matrix, throughput=throughput),
+        benchmarks=(),
+        server=subject.server,
+        engines=engines,
+    )
+
+
+def test_what_is_profiled_is_run_by_the_engines_that_the_profiles_are_of(
+    make_subject: Callable[..., Subject], on_this_machine: Callable[..., Ensemble]
+) -> None:
+    ensemble = on_this_machine(make_subject(), onnxruntime=(2.0, 100.0), openvino=(1.0, 300.0))
+    subject, profiles = profiled(ensemble)
+    assert subject.engines(Matrix(((8, 0), (0, 32)))) == (("openvino", None), (None, "openvino"))
+    assert [own[KIND].curve.at(32) for own in profiles] == [300.0, 300.0]
+
+
+def test_a_pod_has_the_memory_of_the_engines_that_were_allocated_and_not_of_those_chosen_now(
+    make_subject: Callable[..., Subject], on_this_machine: Callable[..., Ensemble]
+) -> None:
+    ensemble = on_this_machine(make_subject(), onnxruntime=(1.0, 100.0), openvino=(2.0, 300.0))
+    subject, profiles = profiled(ensemble)
+    assert subject.engines(Matrix(((8, 0), (0, 32)))) == ()
+    served = (allocation(subject), allocation(subject, (("openvino", None), (None, "onnxruntime"))))
+    plain, other = (summary(found, allocated_plan(ensemble, subject, found), profiles)["memoryMiB"] for found in served)
+    assert other - plain == 200
+
+
+OTHERWISE = {
+    "nothing was allocated for this ensemble, these settings and such devices: run `ensemble allocate": [{}],
+    "was allocated with server nvidia-pytriton 0.6.0; this machine has server nvidia-pytriton 0.7.0: "
+    "run `ensemble allocate": [
+        {"version": "0.6.0", "engine": "onnxruntime 1.30.0", "averaging": "python"},
+        {"version": "0.6.0"},
+        {"version": "0.6.0", "engine": "onnxruntime 1.30.0"},
+    ],
+    "was allocated with engines onnxruntime 1.31.1, openvino 2026.1 and averaging backend native; "
+    "this machine has engines onnxruntime 1.31.1 and an unknown averaging backend: run `ensemble allocate": [
+        {"engine": "onnxruntime 1.31.1, openvino 2026.1", "averaging": "native"}
+    ],
+}
+
+
+@pytest.mark.parametrize(("told", "servers"), OTHERWISE.items(), ids=("another ensemble", "nearest", "several"))
+def test_what_of_the_server_was_otherwise_when_it_was_allocated_is_told(
+    make_subject: Callable[..., Subject],
+    on_this_machine: Callable[..., Ensemble],
+    results: Any,
+    told: str,
+    servers: list[dict[str, str]],
+) -> None:
+    subject = make_subject()
+    another = replace(make_subject(members=3), server=subject.server.model_copy(update={"version": "0.6.0"}))
+    before = [replace(subject, server=subject.server.model_copy(update=each)) for each in servers if each]
+    for each in (another, *before):
+        results.write_result("allocations", each.digest(), allocation(each).document())
+    ensemble = replace(on_this_machine(subject), results=results)
+    documents: Any = SimpleNamespace(file="ensemble.yaml")
+    with pytest.raises(UserError, match=f"^ensemble.yaml: EnsembleDeployment digits: {told}"):
+        allocation_of(documents, ensemble, subject)
 
 
 def test_a_quorum_is_of_the_ensemble_that_the_document_names(make_subject: Callable[..., Subject]) -> None:

@@ -109,6 +109,25 @@ def test_a_group_has_its_members():
         child.wait()
 
 
+NO_TEXT = """
+import time
+open("/proc/self/comm", "wb").write(b"\\xff")
+print("named", flush=True)
+time.sleep(600)
+"""
+
+
+def test_processes_whose_names_and_arguments_are_no_text_are_seen():
+    command = [sys.executable, "-c", NO_TEXT, b"\xff"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as other:
+        try:
+            assert other.stdout.readline() == b"named\n"
+            assert processes.stubs("nobody", frozenset({"m"})) == {}
+            assert [member.pid for member in processes.group(other.pid)] == [other.pid]
+        finally:
+            other.kill()
+
+
 def test_the_machine_was_busy_at_least_as_long_as_this_process():
     assert processes.busy_seconds() > processes.process(os.getpid()).cpu_seconds > 0
 
