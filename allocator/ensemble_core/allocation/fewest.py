@@ -93,9 +93,10 @@ class _Counted:
 
 
 def _subsets(problem: Problem) -> Iterator[Indices]:
-    """Choices of devices, fewer before more; of like devices the first."""
+    """Choices of devices, fewer before more; of a kind those with the most memory, which can do all that others can."""
     kinds = list(dict.fromkeys(problem.kinds))
-    rows = {kind: [d for d, own in enumerate(problem.kinds) if own == kind] for kind in kinds}
+    order = sorted(range(problem.devices), key=lambda device: -problem.capacity[device])  # of equal ones the first
+    rows = {kind: [device for device in order if problem.kinds[device] == kind] for kind in kinds}
     counts = [counts for counts in product(*(range(len(rows[kind]) + 1) for kind in kinds)) if any(counts)]
     # Of equal numbers those with more of the first kinds come first: GPUs are the first rows.
     for numbers in sorted(counts, key=lambda numbers: (sum(numbers), [-number for number in numbers])):

@@ -210,7 +210,7 @@ def _unique(problem: Problem, pool: Iterable[Indices]) -> list[Indices]:
 def canonical(problem: Problem, indices: Indices) -> Indices:
     """The matrix with the rows of like devices in descending order."""
     ordered = indices.copy()
-    keys = list(zip(problem.kinds, problem.pace.tolist(), problem.capacity.tolist(), strict=True))
+    keys = [problem.alike(device) for device in range(problem.devices)]
     for key in dict.fromkeys(keys):
         rows = [row for row, own in enumerate(keys) if own == key]
         ordered[rows] = sorted(indices[rows].tolist(), reverse=True)

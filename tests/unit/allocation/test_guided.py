@@ -71,6 +71,24 @@ def test_annealing_and_polishing_keep_to_memory_and_never_lose(case: Problem, se
     assert route(tight, better).throughput >= route(tight, start).throughput * (1 - 1e-9)
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 0, 3, 2)])
+def test_devices_of_a_kind_with_unequal_memory(order: tuple[int, ...]) -> None:
+    """Workers of the second member take 60 MiB: two of the devices are too small for it, one for any."""
+    case = problem([2.0, 3.0], devices=4)
+    needs = case.needs * np.array([1.0, 2.0])[:, None]
+    uneven = Problem(**{**vars(case), "needs": needs, "capacity": np.array([20.0, 50.0, 70.0, 100.0])[list(order)]})
+    found = construct(uneven)
+    assert found is not None
+    assert uneven.fits(found[0])
+    best = max(
+        route(uneven, uneven.indices(matrix)).throughput
+        for matrix in every_matrix(Problem(**{**vars(uneven), "batch_sizes": (8, 32)}))
+        if uneven.fits(uneven.indices(matrix))
+    )
+    assert route(uneven, found[0]).throughput >= 0.9 * best
+    assert best <= upper_bound(uneven)
+
+
 # --- the whole search
 
 
@@ -249,3 +267,13 @@ def test_no_more_devices_than_a_rate_needs() -> None:
     unreachable = fewest_devices(case, 9 * alone, Simulator(truth_of(case), LOAD), 6, seed=0)
     assert unreachable is not None
     assert unreachable.score < 9 * alone
+
+
+def test_the_fewest_devices_are_those_with_the_most_memory() -> None:
+    """Both members fit on the last device together, and on no other."""
+    case = problem([2.0, 2.0], devices=3)
+    uneven = Problem(**{**vars(case), "capacity": np.array([40.0, 40.0, 100.0])})
+    required = 0.8 * upper_bound(problem([2.0, 2.0], devices=1))
+    found = fewest_devices(uneven, required, Simulator(with_needs(uneven), LOAD), 12, seed=0)
+    assert found is not None
+    assert [any(row) for row in found.best.matrix.batch_sizes] == [False, False, True]
