@@ -27,7 +27,7 @@ from ensemble_core.allocation.load import load_of
 from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.memory import Memory
 from ensemble_core.allocation.model import Problem, upper_bound
-from ensemble_core.allocation.objectives import Latency, Objective, ThroughputWithin
+from ensemble_core.allocation.objectives import PERCENTILES, Latency, Objective, ThroughputWithin, keeps_limit
 from ensemble_core.allocation.objectives import Throughput as MostThroughput
 from ensemble_core.allocation.result import (
     AllocatedMember,
@@ -152,7 +152,8 @@ def find_allocation(
 
     Raises:
         UserError: the devices cannot hold the members, the spec's own matrix is not one for them, the algorithm needs
-            more devices, the server could serve none of the candidates, or none gives what is required.
+            more devices, the server could serve none of the candidates, none gives what is required, or none keeps to
+            the latency.
     """
     optimization = subject.deployment.spec.optimization
     start = Candidate(starting_matrix(where, subject, memory))
@@ -169,7 +170,9 @@ def find_allocation(
     if optimization.algorithm == "guided":
         incumbent = _incumbent(where, results, subject, memory, problem)
         found = _guided(problem, start, incumbent, served, subject)
-        best, expected = (found.best, found.expected) if found else (start, None)
+        best, expected = start, None
+        if found is not None:
+            best, expected = found.best, found.expected if keeps_limit(found.expected) else None
     else:
 
         def as_routed(matrix: Matrix) -> Candidate:
@@ -187,7 +190,26 @@ def find_allocation(
     if optimization.objective == "fewest-devices" and required is not None and reached < required:
         problem_text = f"{required:g} cannot be reached: the fastest of {len(bench.done)} matrices gives {reached:,.0f}"
         raise UserError(_field(where, "optimization.requiredSamplesPerSecond"), problem_text)
+    _refuse_if_too_slow(where, subject, bench, best)
     return _parsed(subject, results.write_result("allocations", result.digest, result.document()))
+
+
+def _refuse_if_too_slow(where: str, subject: Subject, bench: Benchmarks, best: Candidate) -> None:
+    """Refuse the best candidate if one of its measurements is over the latency allowed: so are all others, then."""
+    objective = objective_of(subject)
+    if not isinstance(objective, ThroughputWithin):
+        return
+    latencies: dict[Candidate, float] = {}  # the longest of each candidate
+    for done in bench.done:
+        if done.throughput.latency_seconds is not None:
+            seconds = done.throughput.latency_seconds[PERCENTILES.index(objective.percentile)]
+            latencies[done.candidate] = max(seconds, latencies.get(done.candidate, 0.0))
+    if latencies.get(best, 0.0) > objective.seconds:
+        problem = (
+            f"{1000 * objective.seconds:g} ms cannot be kept: the lowest p{objective.percentile} of {len(latencies)} "
+            f"matrices is {1000 * min(latencies.values()):,.3g} ms; allow more, add devices, or choose a smaller budget"
+        )
+        raise UserError(_field(where, "optimization.latency.milliseconds"), problem)
 
 
 def _refuse_if_hopeless(where: str, bench: Benchmarks) -> None:

@@ -434,6 +434,32 @@ def test_what_cannot_be_reached_is_told(results: Any, make_subject: Callable[...
     assert results.count("allocations") == 0
 
 
+class Timed(Machine):
+    """Every matrix answers as late as its largest batch."""
+
+    def __call__(self, candidate: Candidate) -> Throughput:
+        seconds = max(size for _, _, size in candidate.matrix.entries()) / 100
+        return super().__call__(candidate).model_copy(update={"latency_seconds": (seconds, seconds, seconds)})
+
+
+@pytest.mark.parametrize("algorithm", ["guided", "worst-fit", "bounded-greedy"])
+def test_a_latency_that_no_matrix_keeps_is_told(
+    results: Any, make_subject: Callable[..., Subject], algorithm: str
+) -> None:
+    def subject(milliseconds: float) -> Subject:
+        latency = {"percentile": "p90", "milliseconds": milliseconds}
+        return make_subject(algorithm=algorithm, objective="throughput-within-latency", latency=latency)
+
+    with pytest.raises(UserError) as refused:
+        allocate(results, subject(70), Timed())
+    assert refused.value.where == "digits.yaml: spec.optimization.latency.milliseconds"
+    assert refused.value.problem.startswith("70 ms cannot be kept: the lowest p90 of ")
+    assert " is 80 ms" in refused.value.problem
+    assert results.count("allocations") == 0
+    found = allocate(results, subject(80), Timed())
+    assert {size for row in found.matrix for size in row} <= {0, 8}
+
+
 def test_shares_and_repeats_are_measurements_of_their_own(make_subject: Callable[..., Subject]) -> None:
     subject, matrix = make_subject(), Matrix(((8, 8), (8, 0)))
     pull, weighted = Candidate(matrix), Candidate(matrix, ((0.5, 1.0), (0.5, 0.0)))
