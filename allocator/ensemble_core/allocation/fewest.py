@@ -51,7 +51,7 @@ def fewest_devices(
         problem: What profiles tell.
         required: Samples/s.
         bench: Called at most `max_benchmarks` times.
-        max_benchmarks: Of all numbers of devices together.
+        max_benchmarks: Of all numbers of devices together; half of what is left for each, so that the next has some.
         seed: Of the draws.
         routing: The only way in which samples are routed, or `auto` for that which is measured to be better.
 
@@ -70,7 +70,8 @@ def fewest_devices(
         if left == 0:
             break
         counted = _Counted(_Lifted(bench, tuple(chosen.tolist()), problem.devices))
-        found = guided(part, None, None, counted, Throughput(), left, seed, routing, required)
+        most = left if everything else max(1, left // 2)
+        found = guided(part, None, None, counted, Throughput(), most, seed, routing, required)
         left -= counted.calls
         if found is None:
             continue

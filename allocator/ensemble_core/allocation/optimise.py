@@ -188,10 +188,22 @@ def find_allocation(
     required = optimization.required_samples_per_second
     reached = result.throughput.samples_per_second
     if optimization.objective == "fewest-devices" and required is not None and reached < required:
-        problem_text = f"{required:g} cannot be reached: the fastest of {len(bench.done)} matrices gives {reached:,.0f}"
-        raise UserError(_field(where, "optimization.requiredSamplesPerSecond"), problem_text)
+        told = _not_reached(required, reached, bench, optimization.max_benchmarks)
+        raise UserError(_field(where, "optimization.requiredSamplesPerSecond"), told)
     _refuse_if_too_slow(where, subject, bench, best)
     return _parsed(subject, results.write_result("allocations", result.digest, result.document()))
+
+
+def _not_reached(required: float, reached: float, bench: Benchmarks, limit: int) -> str:
+    """What was tried for a rate: where benchmarks ended before all devices were used, it may be reached yet."""
+    devices, tried = len(bench.done[0].matrix), len({done.candidate for done in bench.done})
+    most = max(sum(any(row) for row in done.matrix) for done in bench.done)
+    if most == devices or len(bench.done) < limit:
+        return f"{required:g} cannot be reached: the fastest of {tried} matrices gives {reached:,.0f}"
+    return (
+        f"{required:g} is not reached: the fastest of {tried} matrices, on {most} of {devices} devices at most, gives "
+        f"{reached:,.0f}; raise maxBenchmarks to go on"
+    )
 
 
 def _refuse_if_too_slow(where: str, subject: Subject, bench: Benchmarks, best: Candidate) -> None:

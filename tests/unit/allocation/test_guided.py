@@ -15,7 +15,7 @@ from ensemble_core.allocation.calibrated import ENSEMBLES
 from ensemble_core.allocation.candidate import Candidate, Measured
 from ensemble_core.allocation.construct import construct
 from ensemble_core.allocation.fewest import fewest_devices
-from ensemble_core.allocation.guided import Ledger, guided
+from ensemble_core.allocation.guided import Ledger, guided, promised
 from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.model import Problem, pulled, route, upper_bound
 from ensemble_core.allocation.objectives import OVER, Latency, Throughput, ThroughputWithin, keeps_limit, truth_of
@@ -332,6 +332,29 @@ def test_no_more_devices_than_a_rate_needs() -> None:
     unreachable = fewest_devices(case, 9 * alone, Simulator(truth_of(case), LOAD), 6, seed=0)
     assert unreachable is not None
     assert unreachable.score < 9 * alone
+
+
+def test_a_number_of_devices_does_not_use_up_all_benchmarks() -> None:
+    """All is 10 % slower than profiled, so that two devices promise what three give."""
+    case = problem([2.0, 3.0, 4.0], devices=4)
+    slower = Problem(**{**vars(case), "speeds": 0.9 * case.speeds})
+    required = 0.97 * promised(case.on(np.arange(2)), Throughput(), "auto", 0)
+    bench = Simulator(truth_of(slower), LOAD)
+    found = fewest_devices(case, required, bench, 8, seed=0)
+    assert found is not None
+    assert found.score >= required
+    assert len(bench.asked) <= 8
+    tried = [sum(any(row) for row in candidate.matrix.batch_sizes) for candidate, _ in bench.asked]
+    assert tried.count(2) == 4
+    assert set(tried) == {2, 3}
+
+
+def test_one_benchmark_is_for_the_fewest_devices_that_promise_enough() -> None:
+    case = problem([2.0], devices=4)
+    bench = Simulator(truth_of(case), LOAD)
+    found = fewest_devices(case, 0.9 * upper_bound(problem([2.0], devices=1)), bench, 1, seed=0)
+    assert found is not None
+    assert sum(any(row) for row in found.best.matrix.batch_sizes) == len(bench.asked) == 1
 
 
 def test_the_fewest_devices_are_those_with_the_most_memory() -> None:

@@ -434,6 +434,25 @@ def test_what_cannot_be_reached_is_told(results: Any, make_subject: Callable[...
     assert results.count("allocations") == 0
 
 
+def test_what_few_devices_do_not_reach_is_told_with_their_number(
+    results: Any, make_subject: Callable[..., Subject]
+) -> None:
+    """One device of three promises 27 samples/s and gives 20, and the one benchmark is made."""
+    subject = make_subject(
+        algorithm="guided", objective="fewest-devices", requiredSamplesPerSecond=27, maxBenchmarks=1, devices=3
+    )
+
+    def measure(candidate: Candidate) -> Throughput:
+        return Throughput(samples_per_second=20.0)
+
+    with pytest.raises(UserError) as refused:
+        found_by(results, subject, Benchmarks(results, subject, measure, lambda benchmark: None))
+    assert refused.value.problem == (
+        "27 is not reached: the fastest of 1 matrices, on 1 of 3 devices at most, gives 20; "
+        "raise maxBenchmarks to go on"
+    )
+
+
 class Timed(Machine):
     """Every matrix answers as late as its largest batch."""
 
