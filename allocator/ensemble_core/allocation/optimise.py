@@ -300,7 +300,10 @@ def _by_reference(
 
 
 def _incumbent(where: str, results: Results, subject: Subject, memory: Memory, problem: Problem) -> Candidate | None:
-    """The matrix that the spec gives, or the fastest allocation that the library has for such members and devices."""
+    """The matrix that the spec gives, or the best allocation that the library has for such members and devices.
+
+    Those measured under the same load, by the same server, come first, by the objective; the others by samples/s.
+    """
     routing = subject.deployment.spec.serving.routing
     if subject.deployment.spec.optimization.matrix:
         matrix, shares = given_matrix(where, subject, memory), given_shares(where, subject)
@@ -317,6 +320,10 @@ def _incumbent(where: str, results: Results, subject: Subject, memory: Memory, p
         and (routing in ("auto", found.candidate.routing) or not found.candidate.matrix.divided)
         and memory.fits(found.candidate.matrix)
     ]
+    comparable = [found for found in known if found.conditions == subject.conditions()]
+    objective = objective_of(subject)
+    if comparable:
+        return max(comparable, key=lambda found: objective.score(found.throughput.measured())).candidate
     fastest = max(known, key=lambda found: found.throughput.samples_per_second, default=None)
     return None if fastest is None else fastest.candidate
 
@@ -445,4 +452,5 @@ def _result(
         bound=upper_bound(problem) if saturated else None,
         expected=expected if saturated else None,
         engines=subject.engines(best.matrix),
+        conditions=subject.conditions(),
     )

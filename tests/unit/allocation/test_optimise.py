@@ -330,6 +330,25 @@ def test_the_fastest_allocation_of_the_library_is_the_incumbent(
     assert found.throughput.samples_per_second >= before.throughput.samples_per_second
 
 
+def test_the_incumbent_is_the_best_by_the_objective_of_those_measured_alike(
+    results: Any, make_subject: Callable[..., Subject]
+) -> None:
+    """Small batches answer early; large ones give more samples/s, also in an allocation for another load."""
+
+    def subject(objective: str, batch_sizes: list[int], load: int) -> Subject:
+        made = make_subject(algorithm="worst-fit", objective=objective, batchSizes=batch_sizes)
+        return replace(made, load={"requests": load})
+
+    small = allocate(results, subject("latency", [8], 1), Timed())
+    allocate(results, subject("latency", [32], 1), Timed())
+    allocate(results, subject("throughput", [32], 3), Timed())
+    again = make_subject(algorithm="guided", objective="latency", maxBenchmarks=1, seed=1)
+    found = allocate(results, replace(again, load={"requests": 1}), Timed())
+    assert [each.candidate for each in found.benchmarks] == [small.candidate]
+    other = allocate(results, replace(again, load={"requests": 2}), Timed())
+    assert {size for row in other.benchmarks[0].matrix for size in row} == {0, 32}
+
+
 def test_a_matrix_of_the_spec_is_measured_first(results: Any, make_subject: Callable[..., Subject]) -> None:
     rows = [{"device": "cpu1", "batchSizes": [32, 32]}]
     subject = make_subject(algorithm="guided", maxBenchmarks=4, matrix=rows)
