@@ -21,13 +21,14 @@ from ensemble_core.allocation.algorithms import (
 )
 from ensemble_core.allocation.candidate import Benchmark as Ask
 from ensemble_core.allocation.candidate import Candidate, Measured
+from ensemble_core.allocation.construct import construct
 from ensemble_core.allocation.fewest import fewest_devices
 from ensemble_core.allocation.guided import Found, guided, unchanged
 from ensemble_core.allocation.load import load_of
 from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.memory import Memory
 from ensemble_core.allocation.model import Problem, upper_bound
-from ensemble_core.allocation.objectives import PERCENTILES, Latency, Objective, ThroughputWithin, keeps_limit
+from ensemble_core.allocation.objectives import PERCENTILES, Latency, Objective, ThroughputWithin, keeps_limit, up_to
 from ensemble_core.allocation.objectives import Throughput as MostThroughput
 from ensemble_core.allocation.result import (
     AllocatedMember,
@@ -156,35 +157,36 @@ def find_allocation(
             the latency.
     """
     optimization = subject.deployment.spec.optimization
-    start = Candidate(starting_matrix(where, subject, memory))
     sides = [row.type for row in subject.devices]
     problem = problem_of(sides, optimization.batch_sizes, speeds, memory)
+    incumbent = None
+    if optimization.algorithm == "guided":
+        incumbent = _incumbent(where, results, subject, memory, problem)
+    start = _start(where, subject, memory, problem, incumbent)
 
     def served(candidate: Candidate, repeat: int = 0) -> Measured:
         measured = bench(candidate, repeat)
-        if candidate == start and measured.device is None:
+        if candidate == start and not candidate.matrix.divided and measured.device is None:
             _refuse_if_hopeless(where, bench)
         return measured
 
-    best, expected = start, None
+    expected = None
     if optimization.algorithm == "guided":
-        incumbent = _incumbent(where, results, subject, memory, problem)
         found = _guided(problem, start, incumbent, served, subject)
-        best, expected = start, None
-        if found is not None:
-            best, expected = found.best, found.expected if keeps_limit(found.expected) else None
+        if found is None:
+            raise _nothing_served(where, bench)
+        best, expected = found.best, found.expected if keeps_limit(found.expected) else None
     else:
+        assert start is not None  # all these begin with worst-fit-decreasing
+        first = start.matrix
 
         def as_routed(matrix: Matrix) -> Candidate:
             return unchanged(problem, matrix, subject.deployment.spec.serving.routing)
 
-        best = as_routed(
-            _by_reference(where, subject, memory, speeds, start.matrix, lambda matrix: served(as_routed(matrix)))
-        )
+        best = as_routed(_by_reference(where, subject, memory, speeds, first, lambda matrix: served(as_routed(matrix))))
     result = _result(subject, start, best, bench, problem, expected)
     if result.throughput.samples_per_second == 0:
-        reason = bench.done[0].throughput.reason
-        raise UserError(where, f"the server could serve none of {len(bench.done)} matrices; the first: {reason}")
+        raise _nothing_served(where, bench)
     required = optimization.required_samples_per_second
     reached = result.throughput.samples_per_second
     if optimization.objective == "fewest-devices" and required is not None and reached < required:
@@ -192,6 +194,13 @@ def find_allocation(
         raise UserError(_field(where, "optimization.requiredSamplesPerSecond"), told)
     _refuse_if_too_slow(where, subject, bench, best)
     return _parsed(subject, results.write_result("allocations", result.digest, result.document()))
+
+
+def _nothing_served(where: str, bench: Benchmarks) -> UserError:
+    if not bench.done:
+        return UserError(where, "no matrix was found that the devices can hold; add devices or memoryMiB")
+    reason = bench.done[0].throughput.reason
+    return UserError(where, f"the server could serve none of {len(bench.done)} matrices; the first: {reason}")
 
 
 def _not_reached(required: float, reached: float, bench: Benchmarks, limit: int) -> str:
@@ -250,9 +259,31 @@ def objective_of(subject: Subject) -> Objective:
             return MostThroughput()
 
 
+def _start(
+    where: str, subject: Subject, memory: Memory, problem: Problem, incumbent: Candidate | None
+) -> Candidate | None:
+    """Worst-fit-decreasing; for the default algorithm, where that fails, what is constructed, or the incumbent alone.
+
+    Raises:
+        UserError: worst-fit-decreasing fails, and nothing else is known to fit.
+    """
+    spec, routing = subject.deployment.spec.optimization, subject.deployment.spec.serving.routing
+    try:
+        return Candidate(starting_matrix(where, subject, memory))
+    except UserError:
+        if spec.algorithm != "guided":
+            raise
+        built = construct(up_to(problem, spec.batch_sizes[0]))
+        if built is not None:
+            return unchanged(problem, problem.matrix(built[0]), routing)
+        if incumbent is None or spec.objective == "fewest-devices":
+            raise
+        return None
+
+
 def _guided(
     problem: Problem,
-    start: Candidate,
+    start: Candidate | None,
     incumbent: Candidate | None,
     bench: Ask,
     subject: Subject,
@@ -430,9 +461,14 @@ def _does_not_fit(where: str, subject: Subject, lack: DoesNotFitError) -> UserEr
 
 
 def _result(
-    subject: Subject, start: Candidate, best: Candidate, bench: Benchmarks, problem: Problem, expected: float | None
+    subject: Subject,
+    start: Candidate | None,
+    best: Candidate,
+    bench: Benchmarks,
+    problem: Problem,
+    expected: float | None,
 ) -> AllocationResult:
-    first, begun = bench.done[0], bench.of(start)
+    first, begun = bench.done[0], bench.of(start) if start else None
     # Under a load that is not the largest, samples/s say nothing about the devices.
     saturated = subject.deployment.spec.optimization.objective != "latency"
     return AllocationResult(
@@ -445,7 +481,9 @@ def _result(
         matrix=best.matrix.batch_sizes,
         algorithm=subject.deployment.spec.optimization.algorithm,
         throughput=bench.of(best) or first.throughput,
-        start=Start(matrix=start.matrix.batch_sizes if begun else first.matrix, throughput=begun or first.throughput),
+        start=Start(
+            matrix=start.matrix.batch_sizes if start and begun else first.matrix, throughput=begun or first.throughput
+        ),
         benchmarks=tuple(bench.done),
         server=subject.server,
         shares=best.shares,

@@ -349,6 +349,49 @@ def test_the_incumbent_is_the_best_by_the_objective_of_those_measured_alike(
     assert {size for row in other.benchmarks[0].matrix for size in row} == {0, 32}
 
 
+NEEDS = (300.0, 300.0, 200.0, 200.0, 200.0)  # on two devices of 600 MiB: worst-fit-decreasing parts the large ones
+
+
+def tight(subject: Subject) -> Memory:
+    curves = tuple({"cpu-test-1c": Curve(((8, need), (32, need)))} for need in NEEDS)
+    return replace(memory_of(subject), curves=curves)
+
+
+def test_members_that_fit_though_worst_fit_finds_no_room(results: Any, make_subject: Callable[..., Subject]) -> None:
+    subject = make_subject(members=5, memory_mib=600.0, algorithm="guided", maxBenchmarks=3)
+    bench = Benchmarks(results, subject, Machine(), lambda benchmark: None)
+    with pytest.raises(UserError, match="cannot hold the members"):
+        starting_matrix(WHERE, subject, tight(subject))
+    found = find_allocation(WHERE, results, subject, tight(subject), speeds_of(subject), bench)
+    assert found.start.matrix == found.benchmarks[0].matrix
+    assert {size for row in found.start.matrix for size in row} == {0, 8}
+    assert tight(subject).fits(Matrix(found.matrix))
+
+
+def test_the_matrix_of_the_spec_alone_where_no_other_is_found(
+    results: Any, make_subject: Callable[..., Subject], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ensemble_core.allocation.optimise.construct", lambda problem: None)
+    rows = [{"device": "cpu0", "batchSizes": [8, 8, 0, 0, 0]}, {"device": "cpu1", "batchSizes": [0, 0, 8, 8, 8]}]
+    settings: dict[str, Any] = {"members": 5, "memory_mib": 600.0, "algorithm": "guided", "maxBenchmarks": 1}
+
+    def run(subject: Subject) -> AllocationResult:
+        bench = Benchmarks(results, subject, Machine(), lambda benchmark: None)
+        return find_allocation(WHERE, results, subject, tight(subject), speeds_of(subject), bench)
+
+    with pytest.raises(UserError, match="cannot hold the members"):
+        run(make_subject(**settings))
+    found = run(make_subject(**settings, matrix=rows))
+    assert found.matrix == found.start.matrix == ((8, 8, 0, 0, 0), (0, 0, 8, 8, 8))
+
+
+def test_the_other_algorithms_begin_with_worst_fit(results: Any, make_subject: Callable[..., Subject]) -> None:
+    subject = make_subject(members=5, memory_mib=600.0)
+    bench = Benchmarks(results, subject, Machine(), lambda benchmark: None)
+    with pytest.raises(UserError, match="cannot hold the members"):
+        find_allocation(WHERE, results, subject, tight(subject), speeds_of(subject), bench)
+
+
 def test_a_matrix_of_the_spec_is_measured_first(results: Any, make_subject: Callable[..., Subject]) -> None:
     rows = [{"device": "cpu1", "batchSizes": [32, 32]}]
     subject = make_subject(algorithm="guided", maxBenchmarks=4, matrix=rows)
