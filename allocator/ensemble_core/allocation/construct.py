@@ -60,22 +60,27 @@ class _Bin:
 def pack(problem: Problem, throughput: float) -> Indices | None:
     """A matrix whose devices can answer so many samples/s of every member one after the other; none if none is found.
 
-    Members that fill devices of their own get them, the fastest devices first. Of the rest the largest goes to the
-    device that it fills best (best fit); one that fits nowhere is split.
+    Members that fill devices of their own get them, the fastest devices first, and of those the ones with the least
+    memory that holds the member. Of the rest the largest goes to the device that it fills best (best fit); one that
+    fits nowhere is split.
     """
     speeds = problem.paced
     fastest = _fastest(problem)
-    order = sorted(range(problem.devices), key=lambda d: -float(speeds[d].max(axis=1).mean()))
+    alone = np.where(problem.needs <= problem.capacity[:, None, None], speeds, 0.0).max(axis=2)
+    pace = [float(own.max(axis=1).mean()) for own in speeds]
+    order = sorted(range(problem.devices), key=lambda d: (-pace[d], problem.capacity[d]))
     indices = np.zeros((problem.devices, problem.members), np.int64)
     rest: list[tuple[int, float]] = []
     empty = list(order)
     loads = {m: throughput / max(speeds[order[0], m, fastest[order[0], m]], 1e-300) for m in range(problem.members)}
     for member in sorted(loads, key=lambda m: -loads[m]):
         left = throughput
-        while empty and left >= (own := float(speeds[empty[0], member, fastest[empty[0], member]])) * (1 - 1e-9) > 0:
-            device = empty.pop(0)
+        for device in [each for each in empty if alone[each, member] > 0]:
+            if left < alone[device, member] * (1 - 1e-9):
+                break
+            empty.remove(device)
             indices[device, member] = fastest[device, member] + 1
-            left -= own
+            left -= float(alone[device, member])
         if left > 1e-3 * throughput:
             rest.append((member, left))
     bins = [_Bin(device) for device in empty]
@@ -113,7 +118,7 @@ def _best_bin(problem: Problem, bins: list[_Bin], member: int, rate: float) -> _
     """The device that is fullest with the member on it; of devices that are empty and alike only the first is tried."""
     best, fullest, tried = None, 0.0, set()
     for each in bins:
-        alike = (problem.kinds[each.device], float(problem.pace[each.device]))
+        alike = problem.alike(each.device)
         if member in each.members or (not each.members and alike in tried):
             continue
         if not each.members:
@@ -127,7 +132,7 @@ def _best_bin(problem: Problem, bins: list[_Bin], member: int, rate: float) -> _
 def _largest_part(problem: Problem, bins: list[_Bin], member: int, rate: float) -> tuple[_Bin | None, float]:
     best, most, tried = None, 0.0, set()
     for each in bins:
-        alike = (problem.kinds[each.device], float(problem.pace[each.device]))
+        alike = problem.alike(each.device)
         if member in each.members or (not each.members and alike in tried):
             continue
         if not each.members:

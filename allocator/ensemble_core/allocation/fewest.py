@@ -51,7 +51,7 @@ def fewest_devices(
         problem: What profiles tell.
         required: Samples/s.
         bench: Called at most `max_benchmarks` times.
-        max_benchmarks: Of all numbers of devices together.
+        max_benchmarks: Of all numbers of devices together; half of what is left for each, so that the next has some.
         seed: Of the draws.
         routing: The only way in which samples are routed, or `auto` for that which is measured to be better.
 
@@ -70,7 +70,8 @@ def fewest_devices(
         if left == 0:
             break
         counted = _Counted(_Lifted(bench, tuple(chosen.tolist()), problem.devices))
-        found = guided(part, None, None, counted, Throughput(), left, seed, routing, required)
+        most = left if everything else max(1, left // 2)
+        found = guided(part, None, None, counted, Throughput(), most, seed, routing, required)
         left -= counted.calls
         if found is None:
             continue
@@ -93,9 +94,10 @@ class _Counted:
 
 
 def _subsets(problem: Problem) -> Iterator[Indices]:
-    """Choices of devices, fewer before more; of like devices the first."""
+    """Choices of devices, fewer before more; of a kind those with the most memory, which can do all that others can."""
     kinds = list(dict.fromkeys(problem.kinds))
-    rows = {kind: [d for d, own in enumerate(problem.kinds) if own == kind] for kind in kinds}
+    order = sorted(range(problem.devices), key=lambda device: -problem.capacity[device])  # of equal ones the first
+    rows = {kind: [device for device in order if problem.kinds[device] == kind] for kind in kinds}
     counts = [counts for counts in product(*(range(len(rows[kind]) + 1) for kind in kinds)) if any(counts)]
     # Of equal numbers those with more of the first kinds come first: GPUs are the first rows.
     for numbers in sorted(counts, key=lambda numbers: (sum(numbers), [-number for number in numbers])):

@@ -20,7 +20,7 @@ from ensemble_core.allocation.candidate import Benchmark, Candidate, Measured
 from ensemble_core.allocation.construct import construct
 from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.model import Indices, Problem, route, upper_bound
-from ensemble_core.allocation.objectives import Objective
+from ensemble_core.allocation.objectives import Objective, keeps_limit
 from ensemble_core.allocation.polish import polish
 from ensemble_core.allocation.refit import fitted
 from ensemble_core.api.ensembledeployment import Routing
@@ -80,9 +80,14 @@ class Ledger:
         self.made += 1
         self.failed = taken[-1].samples_per_second <= 0
 
-    def score(self, candidate: Candidate) -> float:
-        """Mean of its measurements; 0 if one failed."""
+    def scores(self, candidate: Candidate) -> list[float]:
+        """Of its measurements; of those over the limit alone, if some are."""
         scores = [self.objective.score(measured) for measured in self.seen[candidate]]
+        return [score for score in scores if not keeps_limit(score)] or scores
+
+    def score(self, candidate: Candidate) -> float:
+        """Mean of its measurements; 0 if one failed, over the limit if one was."""
+        scores = self.scores(candidate)
         return float(np.mean(scores)) if min(scores) > 0 else 0.0
 
     def routed(self, problem: Problem, indices: Indices) -> tuple[Candidate, ...]:
@@ -210,7 +215,7 @@ def _unique(problem: Problem, pool: Iterable[Indices]) -> list[Indices]:
 def canonical(problem: Problem, indices: Indices) -> Indices:
     """The matrix with the rows of like devices in descending order."""
     ordered = indices.copy()
-    keys = list(zip(problem.kinds, problem.pace.tolist(), problem.capacity.tolist(), strict=True))
+    keys = [problem.alike(device) for device in range(problem.devices)]
     for key in dict.fromkeys(keys):
         rows = [row for row, own in enumerate(keys) if own == key]
         ordered[rows] = sorted(indices[rows].tolist(), reverse=True)
@@ -229,7 +234,7 @@ def _most_promising(problem: Problem, pool: Sequence[Indices], ledger: Ledger) -
             if promise > most and not _known(candidate, ledger):
                 best, most = candidate, promise
     ranked = ledger.ranked()
-    if not ranked:
+    if not ranked or not keeps_limit(ledger.score(ranked[0])):
         return best
     # What was measured may be above the model by as much as the luckiest so far.
     surprises = [ledger.score(c) / (scales[c.shares is None] * ledger.objective.expected(problem, c)) for c in ranked]
@@ -272,10 +277,15 @@ def _known(candidate: Candidate, ledger: Ledger) -> bool:
 
 
 def _calibration(problem: Problem, ledger: Ledger, pull: bool) -> float:
-    """How much more was measured than expected of candidates routed alike, drawn towards the same of all."""
+    """How much more was measured than expected of candidates routed alike, drawn towards the same of all.
+
+    A candidate that keeps a limit by the model alone, or in reality alone, tells nothing of that.
+    """
+    pairs = [(c.shares is None, ledger.score(c), ledger.objective.expected(problem, c)) for c in ledger.ranked()]
     logs = [
-        (candidate.shares is None, np.log(ledger.score(candidate) / ledger.objective.expected(problem, candidate)))
-        for candidate in ledger.ranked()
+        (kind, np.log(score / expected))
+        for kind, score, expected in pairs
+        if keeps_limit(score) == keeps_limit(expected)
     ]
     if not logs:
         return 1.0
@@ -315,7 +325,7 @@ def _noise(ledger: Ledger) -> float:
     """Relative standard deviation of a benchmark, by what was measured more than once."""
     squares, free = 0.0, 0
     for candidate in ledger.ranked():
-        scores = np.array([ledger.objective.score(measured) for measured in ledger.seen[candidate]])
+        scores = np.array(ledger.scores(candidate))
         squares += float((((scores - scores.mean()) / scores.mean()) ** 2).sum())
         free += len(scores) - 1
     return max(NOISE, float(np.sqrt(squares / free)) if free else NOISE)

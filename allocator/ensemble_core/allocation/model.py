@@ -35,7 +35,7 @@ class Problem:
 
     Args:
         batch_sizes: The allowed ones, ascending, length B.
-        kinds: Type of each device, length D; devices of equal kind are alike.
+        kinds: Type of each device, length D; devices of equal kind have equal speeds and needs.
         sides: Whether a device is a GPU, length D.
         speeds: Samples/s of a member alone on a device, shape (D, M, B).
         needs: MiB of a worker, shape (D, M, B).
@@ -95,6 +95,10 @@ class Problem:
     def fits(self, indices: Indices) -> bool:
         return bool((self.used(indices) <= self.capacity + 1e-6).all())
 
+    def alike(self, device: int) -> tuple[str, float, float]:
+        """A key that devices share which the model cannot tell apart: kind, pace and capacity."""
+        return self.kinds[device], float(self.pace[device]), float(self.capacity[device])
+
     def on(self, devices: Indices) -> Problem:
         """The same members on some of the devices."""
         return replace(
@@ -123,7 +127,7 @@ def upper_bound(problem: Problem) -> float:
     """Samples/s that no matrix exceeds in this model: joint memory and interference left out.
 
     The best division of the devices' time, each member at its fastest batch size that fits alone. One variable for
-    each type of device and member: devices of a type are alike.
+    each type of device and member.
     """
     first, counts = _types(problem)
     alone = np.where(problem.needs <= problem.capacity[:, None, None], problem.paced, 0.0)[first].max(axis=2)
@@ -141,8 +145,8 @@ def upper_bound(problem: Problem) -> float:
 
 
 def _types(problem: Problem) -> tuple[Indices, Floats]:
-    """First device of each type, and how many there are; measurements may tell devices of a kind apart."""
-    keys = [(kind, float(pace)) for kind, pace in zip(problem.kinds, problem.pace, strict=True)]
+    """First device of each type, and how many there are; devices of a type are alike."""
+    keys = [problem.alike(device) for device in range(problem.devices)]
     unique = list(dict.fromkeys(keys))
     return np.array([keys.index(key) for key in unique]), np.array([float(keys.count(key)) for key in unique])
 

@@ -14,16 +14,22 @@ from ensemble_core.allocation.simulator import Load, Truth, simulate
 from ensemble_core.allocation.speeds import stretched
 
 PERCENTILES = (50, 90, 99)  # of latency, as benchmarks tell them
+OVER = 1e-9  # scores up to it are of candidates over a limit: below all others, the nearer to the limit the larger
+
+
+def keeps_limit(score: float) -> bool:
+    """Whether a candidate of this score can be served, and within the limit if there is one."""
+    return score > OVER
 
 
 class Objective(Protocol):
     """What is wanted."""
 
     def score(self, measured: Measured) -> float:
-        """Larger is better and 0 is worst: it could not be served, or breaks a limit."""
+        """Larger is better and 0 is worst: it could not be served. At most `OVER` if it breaks a limit."""
 
     def expected(self, problem: Problem, candidate: Candidate) -> float:
-        """The score that the model promises."""
+        """The score that the model promises, more than 0."""
 
     def views(self, problem: Problem) -> Sequence[Problem]:
         """The problem as candidates are looked for: one after the other, each for high throughput."""
@@ -74,7 +80,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class ThroughputWithin:
-    """Most samples/s while requests stay within a latency.
+    """Most samples/s while requests stay within a latency; the shortest requests where they do not.
 
     Args:
         percentile: One of 50, 90, 99.
@@ -87,16 +93,17 @@ class ThroughputWithin:
     loads: tuple[Load, ...]
 
     def score(self, measured: Measured) -> float:
-        if measured.latency is None or measured.latency[PERCENTILES.index(self.percentile)] > self.seconds:
+        if measured.samples_per_second <= 0 or measured.latency is None:
             return 0.0
-        return measured.samples_per_second
+        return self._score(measured.samples_per_second, measured.latency[PERCENTILES.index(self.percentile)])
 
     def expected(self, problem: Problem, candidate: Candidate) -> float:
         truth = truth_of(problem)
         runs = [simulate(truth, candidate, load) for load in self.loads]
-        return max(
-            (r.throughput for r in runs if np.percentile(r.latencies, self.percentile) <= self.seconds), default=0.0
-        )
+        return max(self._score(run.throughput, float(np.percentile(run.latencies, self.percentile))) for run in runs)
+
+    def _score(self, throughput: float, seconds: float) -> float:
+        return throughput if seconds <= self.seconds else OVER * self.seconds / seconds
 
     def views(self, problem: Problem) -> Sequence[Problem]:
         return tuple(up_to(problem, size) for size in problem.batch_sizes)

@@ -21,13 +21,14 @@ from ensemble_core.allocation.algorithms import (
 )
 from ensemble_core.allocation.candidate import Benchmark as Ask
 from ensemble_core.allocation.candidate import Candidate, Measured
+from ensemble_core.allocation.construct import construct
 from ensemble_core.allocation.fewest import fewest_devices
 from ensemble_core.allocation.guided import Found, guided, unchanged
 from ensemble_core.allocation.load import load_of
 from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.memory import Memory
 from ensemble_core.allocation.model import Problem, upper_bound
-from ensemble_core.allocation.objectives import Latency, Objective, ThroughputWithin
+from ensemble_core.allocation.objectives import PERCENTILES, Latency, Objective, ThroughputWithin, keeps_limit, up_to
 from ensemble_core.allocation.objectives import Throughput as MostThroughput
 from ensemble_core.allocation.result import (
     AllocatedMember,
@@ -152,42 +153,84 @@ def find_allocation(
 
     Raises:
         UserError: the devices cannot hold the members, the spec's own matrix is not one for them, the algorithm needs
-            more devices, the server could serve none of the candidates, or none gives what is required.
+            more devices, the server could serve none of the candidates, none gives what is required, or none keeps to
+            the latency.
     """
     optimization = subject.deployment.spec.optimization
-    start = Candidate(starting_matrix(where, subject, memory))
     sides = [row.type for row in subject.devices]
     problem = problem_of(sides, optimization.batch_sizes, speeds, memory)
+    incumbent = None
+    if optimization.algorithm == "guided":
+        incumbent = _incumbent(where, results, subject, memory, problem)
+    start = _start(where, subject, memory, problem, incumbent)
 
     def served(candidate: Candidate, repeat: int = 0) -> Measured:
         measured = bench(candidate, repeat)
-        if candidate == start and measured.device is None:
+        if candidate == start and not candidate.matrix.divided and measured.device is None:
             _refuse_if_hopeless(where, bench)
         return measured
 
-    best, expected = start, None
+    expected = None
     if optimization.algorithm == "guided":
-        incumbent = _incumbent(where, results, subject, memory, problem)
         found = _guided(problem, start, incumbent, served, subject)
-        best, expected = (found.best, found.expected) if found else (start, None)
+        if found is None:
+            raise _nothing_served(where, bench)
+        best, expected = found.best, found.expected if keeps_limit(found.expected) else None
     else:
+        assert start is not None  # all these begin with worst-fit-decreasing
+        first = start.matrix
 
         def as_routed(matrix: Matrix) -> Candidate:
             return unchanged(problem, matrix, subject.deployment.spec.serving.routing)
 
-        best = as_routed(
-            _by_reference(where, subject, memory, speeds, start.matrix, lambda matrix: served(as_routed(matrix)))
-        )
+        best = as_routed(_by_reference(where, subject, memory, speeds, first, lambda matrix: served(as_routed(matrix))))
     result = _result(subject, start, best, bench, problem, expected)
     if result.throughput.samples_per_second == 0:
-        reason = bench.done[0].throughput.reason
-        raise UserError(where, f"the server could serve none of {len(bench.done)} matrices; the first: {reason}")
+        raise _nothing_served(where, bench)
     required = optimization.required_samples_per_second
     reached = result.throughput.samples_per_second
     if optimization.objective == "fewest-devices" and required is not None and reached < required:
-        problem_text = f"{required:g} cannot be reached: the fastest of {len(bench.done)} matrices gives {reached:,.0f}"
-        raise UserError(_field(where, "optimization.requiredSamplesPerSecond"), problem_text)
+        told = _not_reached(required, reached, bench, optimization.max_benchmarks)
+        raise UserError(_field(where, "optimization.requiredSamplesPerSecond"), told)
+    _refuse_if_too_slow(where, subject, bench, best)
     return _parsed(subject, results.write_result("allocations", result.digest, result.document()))
+
+
+def _nothing_served(where: str, bench: Benchmarks) -> UserError:
+    if not bench.done:
+        return UserError(where, "no matrix was found that the devices can hold; add devices or memoryMiB")
+    reason = bench.done[0].throughput.reason
+    return UserError(where, f"the server could serve none of {len(bench.done)} matrices; the first: {reason}")
+
+
+def _not_reached(required: float, reached: float, bench: Benchmarks, limit: int) -> str:
+    """What was tried for a rate: where benchmarks ended before all devices were used, it may be reached yet."""
+    devices, tried = len(bench.done[0].matrix), len({done.candidate for done in bench.done})
+    most = max(sum(any(row) for row in done.matrix) for done in bench.done)
+    if most == devices or len(bench.done) < limit:
+        return f"{required:g} cannot be reached: the fastest of {tried} matrices gives {reached:,.0f}"
+    return (
+        f"{required:g} is not reached: the fastest of {tried} matrices, on {most} of {devices} devices at most, gives "
+        f"{reached:,.0f}; raise maxBenchmarks to go on"
+    )
+
+
+def _refuse_if_too_slow(where: str, subject: Subject, bench: Benchmarks, best: Candidate) -> None:
+    """Refuse the best candidate if one of its measurements is over the latency allowed: so are all others, then."""
+    objective = objective_of(subject)
+    if not isinstance(objective, ThroughputWithin):
+        return
+    latencies: dict[Candidate, float] = {}  # the longest of each candidate
+    for done in bench.done:
+        if done.throughput.latency_seconds is not None:
+            seconds = done.throughput.latency_seconds[PERCENTILES.index(objective.percentile)]
+            latencies[done.candidate] = max(seconds, latencies.get(done.candidate, 0.0))
+    if latencies.get(best, 0.0) > objective.seconds:
+        problem = (
+            f"{1000 * objective.seconds:g} ms cannot be kept: the lowest p{objective.percentile} of {len(latencies)} "
+            f"matrices is {1000 * min(latencies.values()):,.3g} ms; allow more, add devices, or choose a smaller budget"
+        )
+        raise UserError(_field(where, "optimization.latency.milliseconds"), problem)
 
 
 def _refuse_if_hopeless(where: str, bench: Benchmarks) -> None:
@@ -216,9 +259,31 @@ def objective_of(subject: Subject) -> Objective:
             return MostThroughput()
 
 
+def _start(
+    where: str, subject: Subject, memory: Memory, problem: Problem, incumbent: Candidate | None
+) -> Candidate | None:
+    """Worst-fit-decreasing; for the default algorithm, where that fails, what is constructed, or the incumbent alone.
+
+    Raises:
+        UserError: worst-fit-decreasing fails, and nothing else is known to fit.
+    """
+    spec, routing = subject.deployment.spec.optimization, subject.deployment.spec.serving.routing
+    try:
+        return Candidate(starting_matrix(where, subject, memory))
+    except UserError:
+        if spec.algorithm != "guided":
+            raise
+        built = construct(up_to(problem, spec.batch_sizes[0]))
+        if built is not None:
+            return unchanged(problem, problem.matrix(built[0]), routing)
+        if incumbent is None or spec.objective == "fewest-devices":
+            raise
+        return None
+
+
 def _guided(
     problem: Problem,
-    start: Candidate,
+    start: Candidate | None,
     incumbent: Candidate | None,
     bench: Ask,
     subject: Subject,
@@ -266,7 +331,10 @@ def _by_reference(
 
 
 def _incumbent(where: str, results: Results, subject: Subject, memory: Memory, problem: Problem) -> Candidate | None:
-    """The matrix that the spec gives, or the fastest allocation that the library has for such members and devices."""
+    """The matrix that the spec gives, or the best allocation that the library has for such members and devices.
+
+    Those measured under the same load, by the same server, come first, by the objective; the others by samples/s.
+    """
     routing = subject.deployment.spec.serving.routing
     if subject.deployment.spec.optimization.matrix:
         matrix, shares = given_matrix(where, subject, memory), given_shares(where, subject)
@@ -283,6 +351,10 @@ def _incumbent(where: str, results: Results, subject: Subject, memory: Memory, p
         and (routing in ("auto", found.candidate.routing) or not found.candidate.matrix.divided)
         and memory.fits(found.candidate.matrix)
     ]
+    comparable = [found for found in known if found.conditions == subject.conditions()]
+    objective = objective_of(subject)
+    if comparable:
+        return max(comparable, key=lambda found: objective.score(found.throughput.measured())).candidate
     fastest = max(known, key=lambda found: found.throughput.samples_per_second, default=None)
     return None if fastest is None else fastest.candidate
 
@@ -389,9 +461,14 @@ def _does_not_fit(where: str, subject: Subject, lack: DoesNotFitError) -> UserEr
 
 
 def _result(
-    subject: Subject, start: Candidate, best: Candidate, bench: Benchmarks, problem: Problem, expected: float | None
+    subject: Subject,
+    start: Candidate | None,
+    best: Candidate,
+    bench: Benchmarks,
+    problem: Problem,
+    expected: float | None,
 ) -> AllocationResult:
-    first, begun = bench.done[0], bench.of(start)
+    first, begun = bench.done[0], bench.of(start) if start else None
     # Under a load that is not the largest, samples/s say nothing about the devices.
     saturated = subject.deployment.spec.optimization.objective != "latency"
     return AllocationResult(
@@ -404,11 +481,14 @@ def _result(
         matrix=best.matrix.batch_sizes,
         algorithm=subject.deployment.spec.optimization.algorithm,
         throughput=bench.of(best) or first.throughput,
-        start=Start(matrix=start.matrix.batch_sizes if begun else first.matrix, throughput=begun or first.throughput),
+        start=Start(
+            matrix=start.matrix.batch_sizes if start and begun else first.matrix, throughput=begun or first.throughput
+        ),
         benchmarks=tuple(bench.done),
         server=subject.server,
         shares=best.shares,
         bound=upper_bound(problem) if saturated else None,
         expected=expected if saturated else None,
         engines=subject.engines(best.matrix),
+        conditions=subject.conditions(),
     )

@@ -105,6 +105,7 @@ class AllocationResult(Frozen):
     bound: float | None = Field(None, ge=0)  # samples/s that no matrix exceeds by the members' profiles
     expected: float | None = Field(None, ge=0)  # samples/s of the matrix by the model, as measurements corrected it
     engines: Engines = ()  # that run the matrix
+    conditions: Sha256 | None = None  # of its measurements, load and server among them; none: not told then
 
     @property
     def candidate(self) -> Candidate:
@@ -151,6 +152,10 @@ class Subject:
             for row, sizes in zip(self.devices, matrix.batch_sizes, strict=True)
         )
         return found if any(engine not in (None, DEFAULT) for row in found for engine in row) else ()
+
+    def conditions(self) -> str:
+        """Of everything that measurements depend on but the candidate: those under the same can be compared."""
+        return digest(self._measured())
 
     def benchmark_digest(self, candidate: Candidate, repeat: int = 0) -> str:
         """Of everything that a measurement of a candidate depends on; names and weights do not matter."""

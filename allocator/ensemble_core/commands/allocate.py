@@ -155,7 +155,7 @@ def table(found: AllocationResult) -> list[str]:
 
     best, start = found.throughput.samples_per_second, found.start.throughput.samples_per_second
     measured = f"{with_spread(found.throughput)} measured"
-    gain = f" ({best / start - 1:+.0%} from worst-fit)" if start and found.start.matrix != found.matrix else ""
+    gain = f" ({best / start - 1:+.0%} from the start)" if start and found.start.matrix != found.matrix else ""
     bound = f", {best / found.bound:.0%} of the bound by profiles" if found.bound else ""
     return [
         f"allocation {found.name}, budget {found.selection.budget_name}: {measured}{gain}{bound}, "

@@ -15,10 +15,10 @@ from ensemble_core.allocation.calibrated import ENSEMBLES
 from ensemble_core.allocation.candidate import Candidate, Measured
 from ensemble_core.allocation.construct import construct
 from ensemble_core.allocation.fewest import fewest_devices
-from ensemble_core.allocation.guided import guided
+from ensemble_core.allocation.guided import Ledger, guided, promised
 from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.model import Problem, pulled, route, upper_bound
-from ensemble_core.allocation.objectives import Latency, Throughput, ThroughputWithin, truth_of
+from ensemble_core.allocation.objectives import OVER, Latency, Throughput, ThroughputWithin, keeps_limit, truth_of
 from ensemble_core.allocation.paper import calibrated_case, parse_devices
 from ensemble_core.allocation.polish import polish
 from ensemble_core.allocation.refit import fitted
@@ -69,6 +69,24 @@ def test_annealing_and_polishing_keep_to_memory_and_never_lose(case: Problem, se
     better = polish(tight, start)
     assert tight.fits(better)
     assert route(tight, better).throughput >= route(tight, start).throughput * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 0, 3, 2)])
+def test_devices_of_a_kind_with_unequal_memory(order: tuple[int, ...]) -> None:
+    """Workers of the second member take 60 MiB: two of the devices are too small for it, one for any."""
+    case = problem([2.0, 3.0], devices=4)
+    needs = case.needs * np.array([1.0, 2.0])[:, None]
+    uneven = Problem(**{**vars(case), "needs": needs, "capacity": np.array([20.0, 50.0, 70.0, 100.0])[list(order)]})
+    found = construct(uneven)
+    assert found is not None
+    assert uneven.fits(found[0])
+    best = max(
+        route(uneven, uneven.indices(matrix)).throughput
+        for matrix in every_matrix(Problem(**{**vars(uneven), "batch_sizes": (8, 32)}))
+        if uneven.fits(uneven.indices(matrix))
+    )
+    assert route(uneven, found[0]).throughput >= 0.9 * best
+    assert best <= upper_bound(uneven)
 
 
 # --- the whole search
@@ -231,9 +249,74 @@ def test_throughput_within_a_latency_keeps_the_limit() -> None:
     objective = ThroughputWithin(90, 0.2, loads)
     fast = Candidate(Matrix(((32,),)))
     assert objective.expected(case, fast) == pytest.approx(1000 / 2.25, rel=0.01)
-    assert ThroughputWithin(90, 0.05, loads).expected(case, fast) == 0.0
+    slow, slower = (ThroughputWithin(90, seconds, loads).expected(case, fast) for seconds in (0.05, 0.04))
+    assert 0 < slower < slow
+    assert not keeps_limit(slow)
     assert objective.score(Measured(400.0, latency=(0.1, 0.15, 0.3))) == 400.0
-    assert objective.score(Measured(400.0, latency=(0.1, 0.21, 0.3))) == 0.0
+    near, far = (objective.score(Measured(400.0, latency=(0.1, seconds, 0.9))) for seconds in (0.21, 0.3))
+    assert 0 < far < near
+    assert not keeps_limit(near)
+    assert objective.score(Measured(0.0, reason="it died")) == 0.0
+
+
+def within(milliseconds: float) -> ThroughputWithin:
+    return ThroughputWithin(90, milliseconds / 1000, (Load(1, 32, 12),))
+
+
+def test_a_latency_that_the_server_keeps_and_the_model_does_not() -> None:
+    """The model has no request under 30 ms; all that is measured is back in 9."""
+    case = problem([2.0, 2.0], devices=2)
+
+    def bench(candidate: Candidate, repeat: int = 0) -> Measured:
+        return Measured(500.0, latency=(0.009, 0.009, 0.009))
+
+    found = guided(case, Candidate(Matrix(((8, 0), (0, 8)))), None, bench, within(10), 6, seed=0)
+    assert found is not None
+    assert found.score == 500.0
+    assert not keeps_limit(found.expected)
+
+
+def test_the_search_goes_on_while_no_candidate_keeps_the_latency() -> None:
+    """By the model, too, which promises less and less."""
+    case = problem([2.0, 3.0, 4.0], devices=2)
+    asked: list[Candidate] = []
+
+    def bench(candidate: Candidate, repeat: int = 0) -> Measured:
+        asked.append(candidate)
+        seconds = 0.009 if len(asked) == 5 else 0.05
+        return Measured(500.0, latency=(seconds, seconds, seconds))
+
+    found = guided(case, None, None, bench, within(10), 12, seed=0)
+    assert found is not None
+    assert found.best == asked[4]
+    assert len(set(asked[:5])) == 5
+
+
+def test_the_shortest_requests_where_no_candidate_keeps_the_latency() -> None:
+    """However many samples/s others give."""
+    case = problem([2.0, 2.0], devices=2)
+    start, incumbent = Candidate(Matrix(((8, 0), (0, 8)))), Candidate(Matrix(((8, 8), (0, 0))))
+
+    def bench(candidate: Candidate, repeat: int = 0) -> Measured:
+        seconds = 0.02 if candidate == incumbent else 0.05
+        return Measured(10.0 if candidate == incumbent else 900.0, latency=(seconds, seconds, seconds))
+
+    found = guided(case, start, incumbent, bench, within(10), 6, seed=0)
+    assert found is not None
+    assert found.best == incumbent
+
+
+def test_one_measurement_over_the_latency_is_enough_to_lose() -> None:
+    candidate = Candidate(Matrix(((8,),)))
+
+    def bench(candidate: Candidate, repeat: int = 0) -> Measured:
+        seconds = 0.2 if repeat == 1 else 0.05
+        return Measured(330.0, latency=(seconds, seconds, seconds))
+
+    ledger = Ledger(bench, within(100), 3, "auto")
+    for score in (330.0, OVER / 2, OVER / 2):
+        ledger.ask(candidate)
+        assert ledger.score(candidate) == pytest.approx(score)
 
 
 def test_no_more_devices_than_a_rate_needs() -> None:
@@ -249,3 +332,36 @@ def test_no_more_devices_than_a_rate_needs() -> None:
     unreachable = fewest_devices(case, 9 * alone, Simulator(truth_of(case), LOAD), 6, seed=0)
     assert unreachable is not None
     assert unreachable.score < 9 * alone
+
+
+def test_a_number_of_devices_does_not_use_up_all_benchmarks() -> None:
+    """All is 10 % slower than profiled, so that two devices promise what three give."""
+    case = problem([2.0, 3.0, 4.0], devices=4)
+    slower = Problem(**{**vars(case), "speeds": 0.9 * case.speeds})
+    required = 0.97 * promised(case.on(np.arange(2)), Throughput(), "auto", 0)
+    bench = Simulator(truth_of(slower), LOAD)
+    found = fewest_devices(case, required, bench, 8, seed=0)
+    assert found is not None
+    assert found.score >= required
+    assert len(bench.asked) <= 8
+    tried = [sum(any(row) for row in candidate.matrix.batch_sizes) for candidate, _ in bench.asked]
+    assert tried.count(2) == 4
+    assert set(tried) == {2, 3}
+
+
+def test_one_benchmark_is_for_the_fewest_devices_that_promise_enough() -> None:
+    case = problem([2.0], devices=4)
+    bench = Simulator(truth_of(case), LOAD)
+    found = fewest_devices(case, 0.9 * upper_bound(problem([2.0], devices=1)), bench, 1, seed=0)
+    assert found is not None
+    assert sum(any(row) for row in found.best.matrix.batch_sizes) == len(bench.asked) == 1
+
+
+def test_the_fewest_devices_are_those_with_the_most_memory() -> None:
+    """Both members fit on the last device together, and on no other."""
+    case = problem([2.0, 2.0], devices=3)
+    uneven = Problem(**{**vars(case), "capacity": np.array([40.0, 40.0, 100.0])})
+    required = 0.8 * upper_bound(problem([2.0, 2.0], devices=1))
+    found = fewest_devices(uneven, required, Simulator(with_needs(uneven), LOAD), 12, seed=0)
+    assert found is not None
+    assert [any(row) for row in found.best.matrix.batch_sizes] == [False, False, True]

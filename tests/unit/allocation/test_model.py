@@ -76,3 +76,11 @@ def test_the_bound_counts_devices_of_each_type() -> None:
     assert upper_bound(pair) == pytest.approx(2 * upper_bound(alike))
     slower = Problem(**{**vars(pair), "pace": np.array([1.0, 0.5])})
     assert upper_bound(slower) == pytest.approx(1.5 * upper_bound(alike))
+
+
+def test_the_bound_tells_devices_of_a_kind_apart_by_their_memory() -> None:
+    """Workers take 30 MiB: a device of 20 holds none, wherever it is among those of its kind."""
+    pair, alone = problem([2.0, 3.0], 3), problem([2.0, 3.0], 2)
+    for capacity in ([20.0, 100.0, 100.0], [100.0, 20.0, 100.0], [100.0, 100.0, 20.0]):
+        cramped = Problem(**{**vars(pair), "capacity": np.array(capacity)})
+        assert upper_bound(cramped) == pytest.approx(upper_bound(alone))

@@ -330,6 +330,68 @@ def test_the_fastest_allocation_of_the_library_is_the_incumbent(
     assert found.throughput.samples_per_second >= before.throughput.samples_per_second
 
 
+def test_the_incumbent_is_the_best_by_the_objective_of_those_measured_alike(
+    results: Any, make_subject: Callable[..., Subject]
+) -> None:
+    """Small batches answer early; large ones give more samples/s, also in an allocation for another load."""
+
+    def subject(objective: str, batch_sizes: list[int], load: int) -> Subject:
+        made = make_subject(algorithm="worst-fit", objective=objective, batchSizes=batch_sizes)
+        return replace(made, load={"requests": load})
+
+    small = allocate(results, subject("latency", [8], 1), Timed())
+    allocate(results, subject("latency", [32], 1), Timed())
+    allocate(results, subject("throughput", [32], 3), Timed())
+    again = make_subject(algorithm="guided", objective="latency", maxBenchmarks=1, seed=1)
+    found = allocate(results, replace(again, load={"requests": 1}), Timed())
+    assert [each.candidate for each in found.benchmarks] == [small.candidate]
+    other = allocate(results, replace(again, load={"requests": 2}), Timed())
+    assert {size for row in other.benchmarks[0].matrix for size in row} == {0, 32}
+
+
+NEEDS = (300.0, 300.0, 200.0, 200.0, 200.0)  # on two devices of 600 MiB: worst-fit-decreasing parts the large ones
+
+
+def tight(subject: Subject) -> Memory:
+    curves = tuple({"cpu-test-1c": Curve(((8, need), (32, need)))} for need in NEEDS)
+    return replace(memory_of(subject), curves=curves)
+
+
+def test_members_that_fit_though_worst_fit_finds_no_room(results: Any, make_subject: Callable[..., Subject]) -> None:
+    subject = make_subject(members=5, memory_mib=600.0, algorithm="guided", maxBenchmarks=3)
+    bench = Benchmarks(results, subject, Machine(), lambda benchmark: None)
+    with pytest.raises(UserError, match="cannot hold the members"):
+        starting_matrix(WHERE, subject, tight(subject))
+    found = find_allocation(WHERE, results, subject, tight(subject), speeds_of(subject), bench)
+    assert found.start.matrix == found.benchmarks[0].matrix
+    assert {size for row in found.start.matrix for size in row} == {0, 8}
+    assert tight(subject).fits(Matrix(found.matrix))
+
+
+def test_the_matrix_of_the_spec_alone_where_no_other_is_found(
+    results: Any, make_subject: Callable[..., Subject], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ensemble_core.allocation.optimise.construct", lambda problem: None)
+    rows = [{"device": "cpu0", "batchSizes": [8, 8, 0, 0, 0]}, {"device": "cpu1", "batchSizes": [0, 0, 8, 8, 8]}]
+    settings: dict[str, Any] = {"members": 5, "memory_mib": 600.0, "algorithm": "guided", "maxBenchmarks": 1}
+
+    def run(subject: Subject) -> AllocationResult:
+        bench = Benchmarks(results, subject, Machine(), lambda benchmark: None)
+        return find_allocation(WHERE, results, subject, tight(subject), speeds_of(subject), bench)
+
+    with pytest.raises(UserError, match="cannot hold the members"):
+        run(make_subject(**settings))
+    found = run(make_subject(**settings, matrix=rows))
+    assert found.matrix == found.start.matrix == ((8, 8, 0, 0, 0), (0, 0, 8, 8, 8))
+
+
+def test_the_other_algorithms_begin_with_worst_fit(results: Any, make_subject: Callable[..., Subject]) -> None:
+    subject = make_subject(members=5, memory_mib=600.0)
+    bench = Benchmarks(results, subject, Machine(), lambda benchmark: None)
+    with pytest.raises(UserError, match="cannot hold the members"):
+        find_allocation(WHERE, results, subject, tight(subject), speeds_of(subject), bench)
+
+
 def test_a_matrix_of_the_spec_is_measured_first(results: Any, make_subject: Callable[..., Subject]) -> None:
     rows = [{"device": "cpu1", "batchSizes": [32, 32]}]
     subject = make_subject(algorithm="guided", maxBenchmarks=4, matrix=rows)
@@ -432,6 +494,51 @@ def test_what_cannot_be_reached_is_told(results: Any, make_subject: Callable[...
     ):
         allocate(results, subject, Machine())
     assert results.count("allocations") == 0
+
+
+def test_what_few_devices_do_not_reach_is_told_with_their_number(
+    results: Any, make_subject: Callable[..., Subject]
+) -> None:
+    """One device of three promises 27 samples/s and gives 20, and the one benchmark is made."""
+    subject = make_subject(
+        algorithm="guided", objective="fewest-devices", requiredSamplesPerSecond=27, maxBenchmarks=1, devices=3
+    )
+
+    def measure(candidate: Candidate) -> Throughput:
+        return Throughput(samples_per_second=20.0)
+
+    with pytest.raises(UserError) as refused:
+        found_by(results, subject, Benchmarks(results, subject, measure, lambda benchmark: None))
+    assert refused.value.problem == (
+        "27 is not reached: the fastest of 1 matrices, on 1 of 3 devices at most, gives 20; "
+        "raise maxBenchmarks to go on"
+    )
+
+
+class Timed(Machine):
+    """Every matrix answers as late as its largest batch."""
+
+    def __call__(self, candidate: Candidate) -> Throughput:
+        seconds = max(size for _, _, size in candidate.matrix.entries()) / 100
+        return super().__call__(candidate).model_copy(update={"latency_seconds": (seconds, seconds, seconds)})
+
+
+@pytest.mark.parametrize("algorithm", ["guided", "worst-fit", "bounded-greedy"])
+def test_a_latency_that_no_matrix_keeps_is_told(
+    results: Any, make_subject: Callable[..., Subject], algorithm: str
+) -> None:
+    def subject(milliseconds: float) -> Subject:
+        latency = {"percentile": "p90", "milliseconds": milliseconds}
+        return make_subject(algorithm=algorithm, objective="throughput-within-latency", latency=latency)
+
+    with pytest.raises(UserError) as refused:
+        allocate(results, subject(70), Timed())
+    assert refused.value.where == "digits.yaml: spec.optimization.latency.milliseconds"
+    assert refused.value.problem.startswith("70 ms cannot be kept: the lowest p90 of ")
+    assert " is 80 ms" in refused.value.problem
+    assert results.count("allocations") == 0
+    found = allocate(results, subject(80), Timed())
+    assert {size for row in found.matrix for size in row} <= {0, 8}
 
 
 def test_shares_and_repeats_are_measurements_of_their_own(make_subject: Callable[..., Subject]) -> None:
