@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import reduce
 
@@ -114,15 +115,21 @@ def _fastest(problem: Problem) -> Indices:
     return np.asarray(np.where(fits, problem.paced, -1.0).argmax(axis=2), np.int64)
 
 
-def _best_bin(problem: Problem, bins: list[_Bin], member: int, rate: float) -> _Bin | None:
-    """The device that is fullest with the member on it; of devices that are empty and alike only the first is tried."""
-    best, fullest, tried = None, 0.0, set()
+def _to_try(problem: Problem, bins: list[_Bin], member: int) -> Iterator[_Bin]:
+    """Devices that the member is not on; of those that are empty and alike only the first."""
+    seen = set()
     for each in bins:
         alike = problem.alike(each.device)
-        if member in each.members or (not each.members and alike in tried):
-            continue
-        if not each.members:
-            tried.add(alike)
+        if member not in each.members and (each.members or alike not in seen):
+            yield each
+            if not each.members:
+                seen.add(alike)
+
+
+def _best_bin(problem: Problem, bins: list[_Bin], member: int, rate: float) -> _Bin | None:
+    """The device that is fullest with the member on it."""
+    best, fullest = None, 0.0
+    for each in _to_try(problem, bins, member):
         filled = batches(problem, each.device, [*each.members, member], [*each.rates, rate])
         if filled is not None and fullest < filled[0] <= 1 + 1e-9:
             best, fullest = each, filled[0]
@@ -130,13 +137,8 @@ def _best_bin(problem: Problem, bins: list[_Bin], member: int, rate: float) -> _
 
 
 def _largest_part(problem: Problem, bins: list[_Bin], member: int, rate: float) -> tuple[_Bin | None, float]:
-    best, most, tried = None, 0.0, set()
-    for each in bins:
-        alike = problem.alike(each.device)
-        if member in each.members or (not each.members and alike in tried):
-            continue
-        if not each.members:
-            tried.add(alike)
+    best, most = None, 0.0
+    for each in _to_try(problem, bins, member):
         members = [*each.members, member]
         if batches(problem, each.device, members, [*each.rates, 0.0]) is None:
             continue
