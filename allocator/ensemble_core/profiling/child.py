@@ -106,7 +106,7 @@ def measure(settings: Settings) -> dict[str, Any]:
     try:
         found, model = _measured(settings, load)
         answers = _answers(settings, model)
-    except Exception as error:
+    except Exception as error:  # engines raise what they like; why it is refused is told, and the default stays
         if isinstance(error, MemoryError) or "alloc" in str(error):
             raise
         lines = [line.strip(" -") for line in str(error).splitlines() if line.strip(" -")]
