@@ -50,6 +50,7 @@ GRACE = 20.0
 CLIENT_SECONDS = 60.0  # of a request; a client that has to wait so long was forgotten
 SPECIAL = 99  # fake members are told what to do with samples that begin with it
 HELD = 6.0  # seconds that a fake member which hangs keeps a call
+DYING = 10.0  # seconds from when a server refuses connections to its end
 OUT_OF_SERVICE = 5.0  # of a worker that has failed three times
 TOLERANCE = 1e-5  # relative; sums are float32
 
@@ -429,8 +430,17 @@ class Ensemble:
                 self._break(fault)
                 self._mend(fault, generation)
             except ServingError as error:
-                if self.generation == generation and self.server.process.ended() is None:
+                if not self._ends(generation):
                     self.problems.append(f"{fault}: {error}")
+
+    def _ends(self, generation: int) -> bool:
+        """Whether this server has ended, or soon does: a dying one refuses connections before its process is gone."""
+        last = time.monotonic() + DYING
+        while self.generation == generation and self.server.process.ended() is None:
+            if time.monotonic() > last:
+                return False
+            time.sleep(0.05)
+        return True
 
     def _break(self, fault: Fault) -> None:
         target, kind, seconds = fault.target, fault.kind, fault.seconds
