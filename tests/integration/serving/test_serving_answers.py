@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import threading
 import urllib.request
 from collections import Counter
@@ -12,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.support.native import stand_in
 from tritonclient import grpc
 
 from ensemble_core.commands import predict as predict_command
 from ensemble_core.serving import client as client_module
-from ensemble_core.serving import processes, repository
+from ensemble_core.serving import processes
 from ensemble_core.serving.client import ask, connect, describe, predict, predict_with_disagreement, shared_request
 from ensemble_core.serving.errors import LoadError, ServingError
 from ensemble_core.serving.load import measure
@@ -24,25 +24,6 @@ from ensemble_core.serving.server import TritonServer
 from ensemble_core.serving.sharedmemory import FOLDER, Region
 
 CLOSE = 1e-6
-
-# Stands for Triton's ONNX Runtime backend, which the server of the package does not have: takes the samples themselves.
-NATIVE = """
-import json
-import os
-import numpy as np
-import onnxruntime
-import triton_python_backend_utils as pb
-from tensors import tensor
-
-class TritonPythonModel:
-    def initialize(self, args):
-        self.session = onnxruntime.InferenceSession(os.path.join(args["model_repository"], "1", "model.onnx"))
-
-    def execute(self, requests):
-        given = [np.from_dlpack(pb.get_input_tensor_by_name(request, "INPUT")) for request in requests]
-        answers = [self.session.run(None, {"INPUT": samples})[0] for samples in given]
-        return [pb.InferenceResponse([tensor("PROBABILITIES", answer)]) for answer in answers]
-"""
 
 
 def waits(server: TritonServer, model: str) -> tuple[int, int]:
@@ -322,17 +303,7 @@ def test_a_plan_that_does_not_load_leaves_the_one_before(server, plan, ensemble,
 
 
 def test_a_native_member_gets_the_samples_and_not_a_reference(server, plan, ensemble, monkeypatch):
-    native = server.folder / "backends" / "onnxruntime"
-    shutil.copytree(native.with_name("member"), native)
-    (native / "model.py").write_text(NATIVE)
-    on_gpu = repository.render
-
-    def on_cpu(plan):
-        return {
-            path: text.replace("KIND_GPU", "KIND_CPU").replace("  gpus: 0\n", "") for path, text in on_gpu(plan).items()
-        }
-
-    monkeypatch.setattr(repository, "render", on_cpu)
+    stand_in(server, monkeypatch)
     gpu = plan.devices[0].model_copy(update={"name": "gpu0", "type": "gpu", "cores": ()})
     mixed = ensemble.plan((0, 0, 32), (1, 0, 64), (2, 0, 16), devices=(*plan.devices, gpu))
     workers = [worker.model_copy(update={"device": "gpu0"}) if worker.member else worker for worker in mixed.workers]
