@@ -122,8 +122,9 @@ class Fakes:
         config = self._config(name, "python")
         del config.input[:], config.output[:]
         config.max_batch_size = 0
-        config.input.add(name="SEG", data_type=pb.TYPE_INT64, dims=[3])
+        config.input.add(name="SEG", data_type=pb.TYPE_INT64, dims=[4])
         config.output.add(name="PROBABILITIES", data_type=pb.TYPE_FP32, dims=[-1, self._signature.classes])
+        config.output.add(name="CALL", data_type=pb.TYPE_INT64, dims=[1])
         return config
 
     def _averaging(self, name: str, design: Design, members: Sequence[str]) -> Any:

@@ -36,13 +36,17 @@ SECONDS = 60
 
 @dataclass(frozen=True)
 class Worker:
-    """A fake member's worker: its batch size and share, and how it behaves (parameters of the fake backend)."""
+    """A fake member's worker: its batch size and share, and how it behaves (parameters of the fake backend).
+
+    With `code` it is a Triton Python model instead, which takes references to samples.
+    """
 
     name: str
     batch: int = 8
     share: float = 1.0
     behaviour: dict[str, str] = field(default_factory=dict)
     classes: int = 2
+    code: str | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,8 @@ class Server:
         (folder / "config.pbtxt").write_text(str(config))
 
     def _write_worker(self, worker: Worker) -> None:
+        if worker.code is not None:
+            return self._write_code(worker.name, worker.classes, worker.code)
         config = pb.ModelConfig(name=worker.name, backend="fake", max_batch_size=worker.batch)
         config.input.add(name="INPUT", data_type=pb.TYPE_FP32, dims=[WIDTH])
         config.output.add(name="PROBABILITIES", data_type=pb.TYPE_FP32, dims=[worker.classes])
@@ -97,6 +103,17 @@ class Server:
         for key, value in worker.behaviour.items():
             config.parameters[key].string_value = value
         self.write(config)
+
+    def _write_code(self, name: str, classes: int, code: str) -> None:
+        config = pb.ModelConfig(name=name, backend="python", max_batch_size=0)
+        config.input.add(name="SEG", data_type=pb.TYPE_INT64, dims=[4])
+        config.output.add(name="PROBABILITIES", data_type=pb.TYPE_FP32, dims=[-1, classes])
+        config.output.add(name="CALL", data_type=pb.TYPE_INT64, dims=[1])
+        config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
+        self.write(config)
+        folder = self.folder / "models" / name / "1"
+        (folder / "model.py").write_text(code)
+        (folder / "tensors.py").write_text((self.folder / "backends" / "member" / "tensors.py").read_text())
 
     def _write_front(self, name: str, members: dict[str, list[Worker]], classes: int, given: dict[str, Any]) -> None:
         weights = given.pop("weights", [1.0] * len(members))
@@ -110,7 +127,10 @@ class Server:
             {
                 "model": member,
                 "weight": weight,
-                "workers": [{"model": w.name, "batch": w.batch, "share": w.share, "input": "INPUT"} for w in workers],
+                "workers": [
+                    {"model": w.name, "batch": w.batch, "share": w.share, "input": "SEG" if w.code else "INPUT"}
+                    for w in workers
+                ],
             }
             for (member, workers), weight in zip(members.items(), weights, strict=True)
         ]

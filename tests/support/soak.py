@@ -506,8 +506,9 @@ class Ensemble:
             }
         else:
             config = pb.ModelConfig(name=worker, backend="member", max_batch_size=0)
-            config.input.add(name="SEG", data_type=pb.TYPE_INT64, dims=[3])
+            config.input.add(name="SEG", data_type=pb.TYPE_INT64, dims=[4])
             config.output.add(name="PROBABILITIES", data_type=pb.TYPE_FP32, dims=[-1, CLASSES])
+            config.output.add(name="CALL", data_type=pb.TYPE_INT64, dims=[1])
             parameters = {"engine": "onnxruntime", "threads": "1", "batch": str(batch + self._batches[worker])}
         config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
         for key, value in parameters.items():

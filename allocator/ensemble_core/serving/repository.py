@@ -126,10 +126,11 @@ def _worker(plan: Plan, worker: Worker) -> Any:
         if worker.engine == "tensorrt":
             _add_tensorrt(config, plan.signature, worker.batch_size)
         return _with_parameters(config, **parameters)
-    # A reference is not a batch of samples: 0 keeps Triton from reading its 3 numbers as one.
+    # A reference is not a batch of samples: 0 keeps Triton from reading its 4 numbers as one.
     config.backend, config.max_batch_size = "member", 0
-    config.input.add(name="SEG", data_type=pb.TYPE_INT64, dims=[3])
+    config.input.add(name="SEG", data_type=pb.TYPE_INT64, dims=[4])
     config.output.add(name="PROBABILITIES", data_type=pb.TYPE_FP32, dims=[-1, plan.signature.classes])
+    config.output.add(name="CALL", data_type=pb.TYPE_INT64, dims=[1])
     config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
     if device.pinned:
         parameters["cores"] = ",".join(str(core) for core in device.cores)

@@ -12,6 +12,7 @@ Model parameters: `workers` (JSON: members, their weights and workers), `segment
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -54,6 +55,8 @@ DESCRIPTIONS = {
 ANSWERED_OUTCOMES = ("complete", "partial")
 OUTCOMES = (*ANSWERED_OUTCOMES, "failed", "deadline", "cancelled")
 REASONS = ("answered", "not_finite", "invalid", "failed", "late")
+
+numbers = itertools.count(time.time_ns())  # of calls: no two have the same, also of processes before this one
 
 
 def within(name: str, text: str | int, least: int, most: int = 10**15) -> int:
@@ -200,6 +203,7 @@ class Job:
         self._left = [len(samples)] * len(settings.members)  # rows of each member
         self._lost = np.zeros(len(samples), np.int64)  # members that will not answer a row
         self._failures: list[str] = []
+        self._named: set[int] = set()  # members that are in them
         self._since = time.monotonic()
         self.deadline = self._since + settings.deadline
         self._request = request  # owns the memory of the samples
@@ -258,7 +262,8 @@ class Job:
         self._refuse("deadline", self._problems())
 
     def _lose(self, member: int, start: int, stop: int, why: str) -> None:
-        if sum(map(len, self._failures)) < LONGEST:
+        if member not in self._named or sum(map(len, self._failures)) < LONGEST:  # whoever fails is named
+            self._named.add(member)
             self._failures.append(f"member {self._settings.members[member]['model']}: {why}")
         self._lost[start:stop] += 1
         if self._lost.max() > len(self._settings.members) - self._settings.quorum and not self.over:
@@ -373,6 +378,8 @@ class Member:
                 answer = ask(worker, chunk, self._meter)
                 reason = "invalid"  # if it cannot be added
                 chunk.item.add(self._index, worker["model"], chunk, answer)
+            except ForeignAnswerError as error:
+                reason, problem = "invalid", str(error)
             except Exception as error:  # whatever it was, the client hears of it and the worker goes on
                 problem = str(error) or repr(error)
             self._end(slot, chunk, reason, problem)
@@ -423,31 +430,41 @@ class Member:
         return None
 
 
-def ask(worker: dict[str, Any], chunk: Chunk[Job], meter: Meter) -> npt.NDArray[Any]:
-    """A worker's answer for a chunk; RuntimeError with Triton's message if it has none.
+class ForeignAnswerError(RuntimeError):
+    """An answer is that of another call."""
 
-    A worker with the input SEG gets a reference to the rows in shared memory, any other the rows themselves.
+
+def ask(worker: dict[str, Any], chunk: Chunk[Job], meter: Meter) -> npt.NDArray[Any]:
+    """A worker's answer for a chunk; RuntimeError with Triton's message if it has none, or has one of another call.
+
+    A worker with the input SEG gets a reference to the rows in shared memory, any other the rows themselves. Its answer
+    must have the number of the call: a process that was not let work for a second is taken for dead while it is called,
+    and Triton then may give its late answer to a later call.
     """
     job = chunk.item
     if worker.get("input") == "SEG":
         row = job.samples[:1].nbytes
-        reference = np.array([job.offset + chunk.start * row, chunk.stop - chunk.start, row], np.int64)
-        given, parameters = tensor("SEG", reference), {"shm_key": job.key}
+        number = next(numbers)
+        reference = np.array([job.offset + chunk.start * row, chunk.stop - chunk.start, row, number], np.int64)
+        given, wanted, parameters = tensor("SEG", reference), ["PROBABILITIES", "CALL"], {"shm_key": job.key}
     else:
         # A copy, for NumPy exports no array that may not be written. Each call needs a tensor of its own anyway: one
         # that several concurrent calls share loses its data.
         rows = job.samples[chunk.start : chunk.stop].copy()
         meter.add(COPIED, count=rows.nbytes)
-        given, parameters = tensor("INPUT", rows), {}
+        given, wanted, parameters = tensor("INPUT", rows), ["PROBABILITIES"], {}
+        number = None
     response = pb.InferenceRequest(
         model_name=worker["model"],
-        requested_output_names=["PROBABILITIES"],
+        requested_output_names=wanted,
         inputs=[given],
         parameters=parameters,
         preferred_memory=pb.PreferredMemory(pb.TRITONSERVER_MEMORY_CPU),
     ).exec()
     if response.has_error():
         raise RuntimeError(response.error().message())
+    if number is not None and int(np.from_dlpack(pb.get_output_tensor_by_name(response, "CALL"))[0]) != number:
+        raise ForeignAnswerError("the answer is that of another call")
     return np.from_dlpack(pb.get_output_tensor_by_name(response, "PROBABILITIES"))
 
 

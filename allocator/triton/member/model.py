@@ -1,7 +1,8 @@
 """Triton Python-based backend `member`: an ONNX model on a group of CPU cores, run by one of the engines there are.
 
-The input SEG int64 [3] is a reference to rows in shared memory: offset in bytes, samples, bytes per sample; the request
-parameter `shm_key` names the region in /dev/shm. The output is PROBABILITIES float32 [samples, classes].
+The input SEG int64 [4] is a reference to rows in shared memory: offset in bytes, samples, bytes per sample, number of
+the call; the request parameter `shm_key` names the region in /dev/shm. The outputs are PROBABILITIES float32
+[samples, classes], and CALL int64 [1] with the number, so that whoever asks knows its own answer.
 
 Model parameters: `engine`, `threads` (of a call), `cores` (comma-separated, as many, to keep to; the kernel chooses if
 there are none), `batch` (samples of a call at most).
@@ -55,12 +56,14 @@ class TritonPythonModel:
     def _answer(self, request: Any) -> Any:
         try:
             reference = np.from_dlpack(pb.get_input_tensor_by_name(request, "SEG"))
-            offset, samples, row_bytes = (int(number) for number in reference)
+            offset, samples, row_bytes, _ = (int(number) for number in reference)
             if row_bytes != self._row_bytes or not 0 < samples <= self._batch:
                 raise ValueError(
                     f"{samples} samples of {row_bytes} bytes; 1 to {self._batch} of {self._row_bytes} can be given"
                 )
             rows = self._rows.read(json.loads(request.parameters())["shm_key"], offset, samples)
-            return pb.InferenceResponse([tensor("PROBABILITIES", self._run(rows))])
+            return pb.InferenceResponse(
+                [tensor("PROBABILITIES", self._run(rows)), tensor("CALL", reference[3:].copy())]
+            )
         except Exception as error:  # one request's trouble is that request's answer
             return pb.InferenceResponse(error=pb.TritonError(f"{type(error).__name__}: {error}"))

@@ -33,6 +33,28 @@ def wait_until(holds: Callable[[], bool], what: str) -> None:
         time.sleep(0.02)
 
 
+# A member that takes references, and says of the second call's answer that it is the first call's.
+LAGGING = """
+import numpy as np
+import triton_python_backend_utils as pb
+from tensors import tensor
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.numbers = []
+
+    def execute(self, requests):
+        references = [np.from_dlpack(pb.get_input_tensor_by_name(request, "SEG")) for request in requests]
+        return [self.answer(reference.tolist()) for reference in references]
+
+    def answer(self, reference):
+        self.numbers.append(reference[3])
+        number = self.numbers[0] if len(self.numbers) == 2 else reference[3]
+        answer = np.full((reference[1], 2), len(self.numbers), np.float32)
+        return pb.InferenceResponse([tensor("PROBABILITIES", answer), tensor("CALL", np.array([number]))])
+"""
+
+
 def saying(name: str, *numbers: float, **behaviour: str) -> Worker:
     """A worker that answers these numbers."""
     return Worker(name, behaviour={"answer": ",".join(map(str, numbers)), **behaviour}, classes=len(numbers))
@@ -111,6 +133,36 @@ def test_only_those_disagree_who_answered(server: Server):
     expected = [everyone if row < 16 else 0 if row == 20 else two for row in range(24)]
     assert answer.answered.sum(axis=1).tolist() == [3 if row < 16 else 1 if row == 20 else 2 for row in range(24)]
     np.testing.assert_allclose(answer.disagreement[:, 0], expected, atol=CLOSE)
+
+
+def test_an_answer_to_another_call_is_not_taken(server: Server):
+    with server.front("lagging", {"a": [Worker("a0", code=LAGGING)]}, retries=1, segment_size=64) as front:
+        answers = [server.ask(front, rows(3)).probabilities for _ in range(3)]
+        invalid = server.metrics("ensemble_calls_total", model=front, reason="invalid")
+    assert [answer[:, 0].tolist() for answer in answers] == [[1] * 3, [3] * 3, [4] * 3]
+    assert invalid == 1
+
+
+def test_who_has_nobody_else_is_told_that_an_answer_was_another_call_s(server: Server):
+    with server.front("lagging", {"a": [Worker("a0", code=LAGGING)]}) as front:
+        server.ask(front, rows(3))
+        with pytest.raises(ServingError, match=r"member a: worker a0: rows 0-2: .*that of another call"):
+            server.ask(front, rows(3))
+
+
+def test_every_member_that_failed_is_named_however_much_there_is_to_tell_of_another(server: Server):
+    failing = Worker("a0", 1, behaviour={"fail_first": "-1"})
+    late = Worker("b0", 1, behaviour={"special": "fail", "delay_us": "3000"})
+    samples = rows(200)
+    samples[199, 0] = HELD  # b fails with the last one alone, long after a with the others
+    with (
+        server.front("named", {"a": [failing], "b": [late]}, quorum=1, segment_size=1) as front,
+        pytest.raises(ServingError) as told,
+    ):
+        server.ask(front, samples)
+    assert "member a: " in str(told.value)
+    assert "member b: worker b0: rows 199-199: fake failure" in str(told.value)
+    assert len(str(told.value)) < 2000
 
 
 def test_who_does_not_ask_for_an_output_does_not_get_it(server: Server):

@@ -54,8 +54,8 @@ def chunks(server: TritonServer, model: str) -> int:
 def refer(server: TritonServer, model: str, reference: list[int], key: str) -> np.ndarray:
     """Ask a member about rows in shared memory, as the front model does."""
     with connect(server.url) as client:
-        given = grpc.InferInput("SEG", [3], "INT64")
-        given.set_data_from_numpy(np.array(reference, np.int64))
+        given = grpc.InferInput("SEG", [4], "INT64")
+        given.set_data_from_numpy(np.array([*reference, 0], np.int64))
         return client.infer(model, [given], parameters={"shm_key": key}).as_numpy("PROBABILITIES")
 
 

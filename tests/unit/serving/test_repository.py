@@ -75,8 +75,9 @@ def test_the_front_model_names_members_weights_and_workers(make_plan):
 def test_a_member_on_cores_takes_references(make_plan):
     config = parsed(repository.render(make_plan()))["m-0--cpu1--b8/config.pbtxt"]
     assert (config.backend, config.max_batch_size) == ("member", 0)
-    assert [(given.name, given.data_type, list(given.dims)) for given in config.input] == [("SEG", pb.TYPE_INT64, [3])]
-    assert [(given.name, list(given.dims)) for given in config.output] == [("PROBABILITIES", [-1, 10])]
+    assert [(given.name, given.data_type, list(given.dims)) for given in config.input] == [("SEG", pb.TYPE_INT64, [4])]
+    outputs = [(given.name, list(given.dims)) for given in config.output]
+    assert outputs == [("PROBABILITIES", [-1, 10]), ("CALL", [1])]
     assert {key: value.string_value for key, value in config.parameters.items()} == {
         "batch": "8",
         "cores": "2,3",

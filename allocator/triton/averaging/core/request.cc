@@ -28,7 +28,7 @@ bool Request::settle(size_t member, int64_t rows) {
 
 bool Request::lose(size_t member, Rows rows, const std::string& why) {
   const std::lock_guard lock(mutex_);
-  if (failures_.size() < kLongest) {
+  if (named_.insert(member).second || failures_.size() < kLongest) {  // whoever fails is named
     failures_ += (failures_.empty() ? "member " : "; member ") + settings_.members[member].name + ": " + why;
   }
   lost_.resize(static_cast<size_t>(client_->rows()));

@@ -113,6 +113,7 @@ class Request {
   mutable std::mutex mutex_;  // of all that follows
   std::vector<uint16_t> lost_;  // members that will not answer a row; empty if there are none
   std::string failures_;
+  std::set<size_t> named_;  // members that are in it
   std::set<Call*> calls_, given_up_;
 };
 

@@ -46,9 +46,12 @@ class MemberCall : public Call, public std::enable_shared_from_this<MemberCall> 
   void add_reference();
   void end(TRITONSERVER_InferenceResponse* response);
   const float* numbers_of(TRITONSERVER_InferenceResponse* response) const;
+  void check_number(TRITONSERVER_InferenceResponse* response) const;
 
   const std::shared_ptr<Model> model_;
-  int64_t reference_[3] = {};  // offset, samples, bytes per sample
+  const bool by_reference_;
+  int64_t reference_[4] = {};  // offset, samples, bytes per sample, number of the call
+  int64_t answered_ = 0;       // the number that the answer has
   std::mutex mutex_;           // of the request, which may be cancelled while it is released
   InferenceRequest request_;
   bool ended_ = false;  // the engine knows
