@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shutil
 import tempfile
 import threading
-import urllib.request
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +17,13 @@ from typing import Any
 from tritonclient.grpc import model_config_pb2 as pb
 
 from ensemble_core.library.records import Signature
-from ensemble_core.serving import installation, native
+from ensemble_core.serving import exposition, installation, native
 from ensemble_core.serving.installation import Ports
 from ensemble_core.serving.process import ServerProcess
 
 MODELS = Path(__file__).parent / "models"
 CPP, PYTHON, NATIVE_ENSEMBLE = "averaging", "averaging_python", "ensemble"  # backends of front models
 MAX_BATCH_SIZE = 1 << 16
-SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -81,11 +79,8 @@ class Fakes:
 
     def copied(self, model: str) -> int:
         """Bytes of inputs that a front model says it has copied so far."""
-        address = f"http://127.0.0.1:{self.process.ports.metrics}/metrics"
-        with urllib.request.urlopen(address, timeout=SECONDS) as answer:
-            text = answer.read().decode()
-        pattern = rf'^ensemble_copied_bytes_total\{{[^}}]*model="{re.escape(model)}"[^}}]*\}} (\S+)$'
-        return sum(int(float(value)) for value in re.findall(pattern, text, re.MULTILINE))
+        snapshot = exposition.read(f"127.0.0.1:{self.process.ports.metrics}", time.monotonic())
+        return round(sum(snapshot.of("ensemble_copied_bytes_total", model=model).values()))
 
     @contextlib.contextmanager
     def _loaded(self, configs: Sequence[Any]) -> Iterator[None]:

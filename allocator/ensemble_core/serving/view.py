@@ -13,11 +13,12 @@ from itertools import accumulate
 
 from ensemble_core.allocation.plan import Plan, Worker
 from ensemble_core.frozen import Frozen
-from ensemble_core.serving.exposition import Between
+from ensemble_core.serving.exposition import Between, Snapshot
 from ensemble_core.serving.states import State
 
 STEP = 10 ** (1 / 5)  # between the limits by which latencies are counted
 ANSWERED = "answered"
+QUEUED, ASKED = "ensemble_queued_samples", "ensemble_asked_samples"
 
 
 class Latency(Frozen):
@@ -29,11 +30,16 @@ class Latency(Frozen):
     p99: float
 
 
-class WorkerView(Frozen):
-    """A worker.
+class Queue(Frozen):
+    """Samples at the end of the time."""
 
-    `busy` is the share of the time in which it computed, by calls that ended.
-    """
+    own: int  # that wait, and that nobody else takes
+    shared: int  # that wait for whichever worker of the member is free first
+    asked: int  # in calls that have not ended: one computes, another may wait in the server for the same worker
+
+
+class WorkerView(Frozen):
+    """A worker; `busy` is the share of the time in which it computed, by calls that ended."""
 
     model_id: str
     device: str
@@ -41,6 +47,7 @@ class WorkerView(Frozen):
     state: State
     samples_per_second: float
     busy: float
+    queue: Queue
 
 
 class MemberView(Frozen):
@@ -48,11 +55,13 @@ class MemberView(Frozen):
     samples_per_second: float
     calls: int
     failed: int  # of the calls, those whose answer does not count
+    queue: Queue  # nobody else's
 
 
 class DeviceView(Frozen):
     device: str
     busy: float  # of its workers together, 1 at most
+    queue: Queue  # of its workers together
 
 
 class View(Frozen):
@@ -103,16 +112,19 @@ def view_of(plan: Plan, states: Mapping[str, State], between: Between) -> View:
         latency=_latency(latencies, microseconds / 1e6) if ended else None,
         wait_seconds=waited / 1e6 / waits if waits else None,
         devices=tuple(
-            DeviceView(
-                device=device.name, busy=min(1.0, sum(each.busy for each in workers if each.device == device.name))
-            )
-            for device in plan.devices
+            _device(device.name, [each for each in workers if each.device == device.name]) for device in plan.devices
         ),
         members=tuple(_member(plan, member.model_id, between) for member in plan.members),
         workers=workers,
         cpu=next(iter(after.of("nv_cpu_utilization").values()), None),
         gpus=tuple(after.of("nv_gpu_utilization").values()),
     )
+
+
+def _device(name: str, workers: Sequence[WorkerView]) -> DeviceView:
+    busy = min(1.0, sum(each.busy for each in workers))
+    own, shared, asked = (sum(getattr(each.queue, part) for each in workers) for part in ("own", "shared", "asked"))
+    return DeviceView(device=name, busy=busy, queue=Queue(own=own, shared=shared, asked=asked))
 
 
 def _worker(plan: Plan, worker: Worker, states: Mapping[str, State], between: Between) -> WorkerView:
@@ -125,16 +137,31 @@ def _worker(plan: Plan, worker: Worker, states: Mapping[str, State], between: Be
         state=states[name],
         samples_per_second=between.rise("ensemble_samples_total", model=plan.name, worker=name) / between.seconds,
         busy=min(1.0, computed / between.seconds),  # a long call may have begun before
+        queue=_queue(plan, worker, between.after),
     )
 
 
+def _queue(plan: Plan, worker: Worker, now: Snapshot) -> Queue:
+    own, name = {"model": plan.name}, plan.model_name(worker)
+    waiting = now.of(QUEUED, **own, member=plan.members[worker.member].model_id)
+    for_it = round(sum(count for labels, count in waiting.items() if dict(labels).get("worker") == name))
+    for_any = round(sum(count for labels, count in waiting.items() if "worker" not in dict(labels)))
+    asked = round(sum(now.of(ASKED, **own, worker=name).values()))
+    if [other.member for other in plan.workers].count(worker.member) == 1:
+        return Queue(own=for_it + for_any, shared=0, asked=asked)
+    return Queue(own=for_it, shared=for_any, asked=asked)
+
+
 def _member(plan: Plan, name: str, between: Between) -> MemberView:
-    calls = _by_label(between, "ensemble_calls_total", "reason", model=plan.name, member=name)
+    own = {"model": plan.name, "member": name}
+    calls = _by_label(between, "ensemble_calls_total", "reason", **own)
+    waiting, asked = (round(sum(between.after.of(gauge, **own).values())) for gauge in (QUEUED, ASKED))
     return MemberView(
         model_id=name,
-        samples_per_second=between.rise("ensemble_samples_total", model=plan.name, member=name) / between.seconds,
+        samples_per_second=between.rise("ensemble_samples_total", **own) / between.seconds,
         calls=round(sum(calls.values())),
         failed=round(sum(count for reason, count in calls.items() if reason != ANSWERED)),
+        queue=Queue(own=waiting, shared=0, asked=asked),
     )
 
 
@@ -174,7 +201,9 @@ def summary_line(view: View) -> str:
     """The view in one line, for logs."""
     busiest = max(view.devices, key=lambda device: device.busy)
     bad = [f"{each.model_id} on {each.device}: {each.state}" for each in view.workers if each.state is not State.READY]
-    parts = [*_traffic(view), *_latencies(view), f"busiest {busiest.device} {busiest.busy:.0%}", *bad]
+    longest = max(view.members, key=lambda member: member.queue.own)
+    queue = [f"{longest.queue.own} samples wait for {longest.model_id}"] if longest.queue.own else []
+    parts = [*_traffic(view), *_latencies(view), f"busiest {busiest.device} {busiest.busy:.0%}", *queue, *bad]
     return f"{view.model}: {', '.join(parts)}"
 
 
@@ -183,20 +212,26 @@ def lines(view: View) -> list[str]:
     machine = [f"CPU {view.cpu:.0%}"] if view.cpu else []
     machine += [f"GPU {' '.join(f'{share:.0%}' for share in view.gpus)}"] if view.gpus else []
     head = [f"{view.model}: {', '.join(_traffic(view))}", f"  {', '.join(_latencies(view))}"]
-    rows = [("device", "member", "batch", "state", "samples/s", "busy")]
+    rows = [("device", "member", "batch", "state", "samples/s", "busy", "queue", "asked")]
     for device in view.devices:
-        rows.append((device.device, "", "", "", "", f"{device.busy:.0%}"))
-        rows += [
-            ("", each.model_id, f"{each.batch_size}", each.state, f"{each.samples_per_second:,.0f}", f"{each.busy:.0%}")
-            for each in view.workers
-            if each.device == device.device
-        ]
-    members = [("member", "samples/s", "calls", "failed")]
+        rows.append((device.device, "", "", "", "", f"{device.busy:.0%}", *_queued(device.queue)))
+        for each in view.workers:
+            if each.device == device.device:
+                what = (each.model_id, f"{each.batch_size}", each.state, f"{each.samples_per_second:,.0f}")
+                rows.append(("", *what, f"{each.busy:.0%}", *_queued(each.queue)))
+    members = [("member", "samples/s", "queue", "asked", "calls", "failed")]
     for member in view.members:
         failed = f"{member.failed / member.calls:.1%}" if member.calls else ""
-        members.append((member.model_id, f"{member.samples_per_second:,.0f}", f"{member.calls:,}", failed))
+        rate, queue = f"{member.samples_per_second:,.0f}", _queued(member.queue)
+        members.append((member.model_id, rate, *queue, f"{member.calls:,}", failed))
     last = [f"  {', '.join(machine)}"] if machine else []
-    return [*head, "", *_table(rows, "<<><>>"), "", *_table(members, "<>>>"), *last]
+    return [*head, "", *_table(rows, "<<><>>>>"), "", *_table(members, "<>>>>>"), *last]
+
+
+def _queued(queue: Queue) -> tuple[str, str]:
+    """What waits, from what nobody else takes to all that others may leave, and what is asked for."""
+    most = queue.own + queue.shared
+    return f"{queue.own:,}-{most:,}" if queue.shared else f"{queue.own:,}", f"{queue.asked:,}"
 
 
 def _traffic(view: View) -> list[str]:

@@ -40,6 +40,7 @@ REQUESTS, CALLS = "ensemble_requests_total", "ensemble_calls_total"
 SAMPLES, COPIED = "ensemble_samples_total", "ensemble_copied_bytes_total"
 RECEIVED, ANSWERED_SAMPLES = "ensemble_received_requests_total", "ensemble_answered_samples_total"
 LATENCY, LATENCIES = "ensemble_latency_microseconds_total", "ensemble_latency_requests_total"
+QUEUED, ASKED = GAUGES = "ensemble_queued_samples", "ensemble_asked_samples"
 DESCRIPTIONS = {
     WAIT_TIME: "Microseconds that requests waited for members",
     WAITS: "Requests that every member has begun with",
@@ -51,6 +52,8 @@ DESCRIPTIONS = {
     ANSWERED_SAMPLES: "Samples of requests that were answered",
     LATENCY: "Microseconds that requests took, however they ended",
     LATENCIES: "Requests that took less, and not less than the step before",
+    QUEUED: "Samples that wait for a worker alone, or for whichever is free first",
+    ASKED: "Samples in calls of a member's worker that have not ended",
 }
 ANSWERED_OUTCOMES = ("complete", "partial")
 OUTCOMES = (*ANSWERED_OUTCOMES, "failed", "deadline", "cancelled")
@@ -141,15 +144,16 @@ class Meter:
     """What happens, counted at Triton's metrics endpoint.
 
     Triton's queue time of this model says nothing: `execute` takes every request at once. Counts are kept here until
-    `flush`, for each that is told costs a message to the server.
+    `flush`, for each that is told costs a message to the server; gauges are set a few times a second only.
     """
 
     def __init__(self, settings: Settings) -> None:
         # Triton would take a counter that two loads of the model share from the second when the first is unloaded.
         model = {"model": settings.model, "load": str(os.getpid())}
         # A family ends with the object that stands for it, and its metrics with it.
+        counter, gauge = pb.MetricFamily.COUNTER, pb.MetricFamily.GAUGE
         self._families = {
-            name: pb.MetricFamily(name=name, description=description, kind=pb.MetricFamily.COUNTER)
+            name: pb.MetricFamily(name=name, description=description, kind=gauge if name in GAUGES else counter)
             for name, description in DESCRIPTIONS.items()
         }
         self._metrics: dict[tuple[str, ...], Any] = {}
@@ -160,12 +164,15 @@ class Meter:
         for outcome in OUTCOMES:
             self._add((REQUESTS, outcome), {**model, "outcome": outcome})
         for member in settings.members:
+            self._add((QUEUED, member["model"]), {**model, "member": member["model"]})
             for worker in member["workers"]:
                 labels = {**model, "member": member["model"], "worker": worker["model"]}
-                self._add((SAMPLES, member["model"], worker["model"]), labels)
+                for name in (SAMPLES, QUEUED, ASKED):
+                    self._add((name, member["model"], worker["model"]), labels)
                 for reason in REASONS:
                     self._add((CALLS, member["model"], worker["model"], reason), {**labels, "reason": reason})
         self._counts: Counter[tuple[str, ...]] = Counter()
+        self._values: Counter[tuple[str, ...]] = Counter()  # of gauges
         self._lock = threading.Lock()
         self._telling = threading.Lock()  # two threads that tell of one metric at a time would end the server
 
@@ -173,12 +180,19 @@ class Meter:
         with self._lock:
             self._counts[key] += count
 
+    def set(self, *key: str, value: int) -> None:
+        """What a gauge shows from the next `flush` on."""
+        with self._lock:
+            self._counts[key] += value - self._values[key]
+            self._values[key] = value
+
     def flush(self) -> None:
         with self._telling:
             with self._lock:
                 counts, self._counts = self._counts, Counter()
             for key, count in counts.items():
-                self._metrics[key].increment(count)
+                if count:
+                    self._metrics[key].increment(count)
 
     def _add(self, key: tuple[str, ...], labels: dict[str, str]) -> None:
         self._metrics[key] = self._families[key[0]].Metric(labels=labels)
@@ -365,6 +379,18 @@ class Member:
             self._ready.notify_all()
         self._lose_hopeless()
 
+    def measure(self) -> None:
+        """Tell how many samples wait, and how many the workers are asked for."""
+        with self._ready:
+            shared, queued = self._router.queued()
+            asked = [0] * len(self._workers)
+            for slot in self._slots:
+                asked[slot.worker] += slot.chunk.stop - slot.chunk.start if slot.chunk is not None else 0
+        self._meter.set(QUEUED, self.name, value=shared)
+        for worker, own, calls in zip(self._workers, queued, asked, strict=True):
+            self._meter.set(QUEUED, self.name, worker["model"], value=own)
+            self._meter.set(ASKED, self.name, worker["model"], value=calls)
+
     def _new_slots(self) -> Iterator[Slot]:
         for worker in range(len(self._workers)):
             for _ in range(DEPTH):
@@ -503,6 +529,7 @@ class TritonPythonModel:
             self._end_jobs()
             for member in self._members:
                 member.look()
+                member.measure()
             self._meter.flush()
 
     def _end_jobs(self) -> None:

@@ -124,6 +124,14 @@ class Router(Generic[Item]):
             queue.clear()
             queue.extend(kept)
 
+    def queued(self) -> tuple[int, list[int]]:
+        """Samples that wait for whichever worker is free first, and for each worker alone."""
+        shared, *own = (
+            sum(chunk.stop - chunk.start for chunk in queue)
+            for queue in (self._shared, *(worker.queue for worker in self._workers))
+        )
+        return shared, own
+
     def answered(self, worker: int) -> None:
         self._workers[worker].errors = 0
 

@@ -239,6 +239,41 @@ def test_requests_are_counted_as_they_come_and_by_how_long_they_took(server: Ser
         assert (counted("latency_requests"), counted("answered_samples")) == (2, 35)
 
 
+@pytest.mark.parametrize("routing", ["pull", "weights"])
+def test_what_waits_for_a_member_and_its_workers_is_told(server: Server, routing: str):
+    """Two workers hold on to their calls, of which each has two at most."""
+    members = {
+        "a": [Worker(f"held{i}", 8, 1.0 + 2 * i, {"special": "hang"}) for i in range(2)],
+        "b": [Worker("b0")],
+    }
+    with (
+        ThreadPoolExecutor(1) as pool,
+        server.front("queue", members, routing=routing, deadline_seconds=SECONDS) as front,
+    ):
+
+        def told(name: str) -> tuple[int, ...]:
+            """Of member a, its workers, and member b."""
+            places = {"member": "a"}, {"worker": "held0"}, {"worker": "held1"}, {"member": "b"}
+            return tuple(server.metrics(f"ensemble_{name}_samples", model=front, **place) for place in places)
+
+        def nothing() -> bool:
+            return told("queued") == told("asked") == (0, 0, 0, 0)
+
+        assert nothing()
+        running = pool.submit(server.ask, front, rows(96, HELD))
+        queued = {"pull": (64, 0, 0, 0), "weights": (64, 8, 56, 0)}[routing]
+        wait_until(lambda: (told("queued"), told("asked")) == (queued, (32, 16, 16, 0)), "what waits is not told")
+
+        def let_go() -> bool:
+            for worker in members["a"]:
+                server.ask(worker.name, rows(1, RELEASE))
+            return running.done()
+
+        wait_until(let_go, "not answered")
+        assert running.result().answered.all()
+        wait_until(nothing, "what does not wait any more is told")
+
+
 def test_an_error_says_which_member_worker_and_rows(server: Server):
     members = {"a": [Worker("a0", 16)], "b": [Worker("b0", 16, behaviour={"special": "fail"})]}
     with server.front("error", members) as front:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import io
+import re
 import socketserver
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +18,7 @@ from ensemble_core.serving.live import Live, Screen
 from ensemble_core.serving.states import State
 from ensemble_core.serving.view import View
 
+ROOT = Path(__file__).parents[3]
 WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\na 1\n"
 BROKEN = {
     "within the answer": (b"HTTP/1.1 200 OK\r\nContent-Length: 400\r\n\r\na 1\n", "no metrics: IncompleteRead"),
@@ -61,8 +64,9 @@ def test_a_broken_answer_is_told_with_the_address(answer: bytes, told: str) -> N
         exposition.read(f"127.0.0.1:{port}", 0.0)
 
 
-def test_looking_goes_on_after_an_answer_that_broke_off(
-    make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("answer", [answer for answer, _ in BROKEN.values()], ids=BROKEN.keys())
+def test_looking_goes_on_after_an_answer_that_is_none(
+    answer: bytes, make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("LOOK_SECONDS", "WINDOW_SECONDS"):
         monkeypatch.setattr(live, name, 0.01)
@@ -71,7 +75,7 @@ def test_looking_goes_on_after_an_answer_that_broke_off(
     def see(view: View) -> None:
         seen.set()
 
-    with endpoint(BROKEN["within the answer"][0], WHOLE) as port:
+    with endpoint(answer, WHOLE) as port:
         server = SimpleNamespace(
             incidents=[],
             address="127.0.0.1",
@@ -80,3 +84,13 @@ def test_looking_goes_on_after_an_answer_that_broke_off(
         )
         with Live(server, plan, Screen(io.StringIO()), see):  # type: ignore[arg-type]
             assert seen.wait(30)
+
+
+def test_both_averaging_backends_tell_what_the_page_explains_and_the_view_reads() -> None:
+    def named(path: str, pattern: str) -> set[str]:
+        return set(re.findall(pattern, (ROOT / path).read_text()))
+
+    told = named("allocator/triton/averaging/triton/metrics.cc", r'"(ensemble_[a-z_]+)"')
+    assert told == named("allocator/triton/averaging/model.py", r'"(ensemble_[a-z_]+)"')
+    assert told == named("docs/serving.md", r"`(ensemble_[a-z]+_[a-z_]+)`")
+    assert told >= named("allocator/ensemble_core/serving/view.py", r'"(ensemble_[a-z_]+)"')

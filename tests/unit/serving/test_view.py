@@ -40,6 +40,14 @@ ensemble_calls_total{load="0",member="m-0",model="digits",reason="failed",worker
 nv_inference_compute_infer_duration_us{model="m-0--cpu0--b32",version="1"} 5e+06
 nv_inference_compute_infer_duration_us{model="m-0--cpu1--b8",version="1"} 7e+06
 nv_inference_compute_infer_duration_us{model="m-1--cpu1--b128",version="1"} 8e+06
+ensemble_queued_samples{load="0",member="m-0",model="digits"} 1200
+ensemble_queued_samples{load="0",member="m-0",model="digits",worker="m-0--cpu0--b32"} 0
+ensemble_queued_samples{load="0",member="m-0",model="digits",worker="m-0--cpu1--b8"} 16
+ensemble_queued_samples{load="0",member="m-0",model="another",worker="m-0--cpu1--b8"} 7
+ensemble_queued_samples{load="0",member="m-1",model="digits"} 300
+ensemble_asked_samples{load="0",member="m-0",model="digits",worker="m-0--cpu0--b32"} 64
+ensemble_asked_samples{load="0",member="m-0",model="digits",worker="m-0--cpu1--b8"} 8
+ensemble_asked_samples{load="0",member="m-1",model="digits",worker="m-1--cpu1--b128"} 200
 nv_cpu_utilization 0.5
 nv_gpu_utilization{gpu_uuid="GPU-1"} 0.25
 """
@@ -88,6 +96,15 @@ def test_a_view_tells_of_each_member_worker_and_device(view):
     assert [(device.device, device.busy) for device in view.devices] == [("gpu0", 0.0), ("cpu0", 0.5), ("cpu1", 1.0)]
 
 
+def test_what_waits_for_a_member_may_come_to_any_of_its_workers(view):
+    def queues(views):
+        return [(each.queue.own, each.queue.shared, each.queue.asked) for each in views]
+
+    assert queues(view.members) == [(1216, 0, 72), (300, 0, 200), (0, 0, 0)]
+    assert queues(view.workers) == [(0, 1200, 64), (16, 1200, 8), (300, 0, 200), (0, 0, 0)]
+    assert queues(view.devices) == [(0, 0, 0), (0, 1200, 64), (316, 1200, 208)]
+
+
 def test_a_view_is_the_same_in_a_report(view):
     assert View.model_validate(view.document()) == view
 
@@ -133,19 +150,19 @@ def test_the_view_as_a_table(view):
         "digits: 190 samples/s, 2.0 requests/s, 5 in flight, 1 failed",
         "  latency 100 ms (p50 100 ms, p90 145 ms, p99 157 ms), waited 5 ms for members",
         "",
-        "  device  member  batch  state  samples/s  busy",
-        "  gpu0                                       0%",
-        "          m-2        64  ready          0    0%",
-        "  cpu0                                      50%",
-        "          m-0        32  ready        100   50%",
-        "  cpu1                                     100%",
-        "          m-0         8  ready         90   70%",
-        "          m-1       128  ready        190   80%",
+        "  device  member  batch  state  samples/s  busy      queue  asked",
+        "  gpu0                                       0%          0      0",
+        "          m-2        64  ready          0    0%          0      0",
+        "  cpu0                                      50%    0-1,200     64",
+        "          m-0        32  ready        100   50%    0-1,200     64",
+        "  cpu1                                     100%  316-1,516    208",
+        "          m-0         8  ready         90   70%   16-1,216      8",
+        "          m-1       128  ready        190   80%        300    200",
         "",
-        "  member  samples/s  calls  failed",
-        "  m-0           190    100    3.0%",
-        "  m-1           190      0",
-        "  m-2             0      0",
+        "  member  samples/s  queue  asked  calls  failed",
+        "  m-0           190  1,216     72    100    3.0%",
+        "  m-1           190    300    200      0",
+        "  m-2             0      0      0      0",
         "  CPU 50%, GPU 25%",
     ]
 

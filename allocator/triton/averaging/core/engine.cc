@@ -32,7 +32,11 @@ std::vector<Rows> ranges(const std::vector<int64_t>& rows) {
 
 Engine::Engine(const Settings& settings, Transport& transport, Meter& meter)
     : settings_(settings), transport_(transport), meter_(meter) {
-  for (const Member& member : settings.members) routers_.emplace_back(settings, member);
+  for (size_t member = 0; member < settings.members.size(); member++) {
+    routers_.emplace_back(settings, settings.members[member], [this, member](std::optional<size_t> worker, int64_t change) {
+      meter_.queued(member, worker, change);
+    });
+  }
   watch_ = std::thread([this] { watch(); });
 }
 
@@ -97,6 +101,7 @@ void Engine::ask(size_t member, const Router::Order& order) {
   const auto& request = order.chunk.request;
   if (request->over()) return routers_[member].ended(order.worker, Router::End::kNobodysFault, false, now());
   if (request->begin(member)) meter_.waited(now() - request->since());
+  meter_.call_began(member, order.worker, order.chunk.rows.count());
   std::shared_ptr<Call> call;
   try {
     call = transport_.prepare(member, order.worker, order.chunk);

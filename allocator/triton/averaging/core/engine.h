@@ -8,6 +8,7 @@
 #include <deque>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <string>
 #include <thread>
@@ -44,6 +45,10 @@ class Meter {
   Meter& operator=(const Meter&) = delete;
   virtual ~Meter() = default;
 
+  // So many more samples wait for a worker alone, or for whichever of the member's is free first; fewer, if negative.
+  virtual void queued(size_t member, std::optional<size_t> worker, int64_t change) = 0;
+  // Each call that begins ends.
+  virtual void call_began(size_t member, size_t worker, int64_t rows) = 0;
   virtual void call_ended(size_t member, size_t worker, int64_t rows, CallEnd end) = 0;
   virtual void request_came() = 0;
   // It took so long, and had so many samples.

@@ -6,17 +6,45 @@
 
 namespace averaging {
 
-namespace {
-
-void move_all(std::deque<Chunk>& from, std::vector<Chunk>& to) {
-  std::move(from.begin(), from.end(), std::back_inserter(to));
-  from.clear();
+void Queue::push_back(Chunk chunk) {
+  rows_ += chunk.rows.count();
+  chunks_.push_back(std::move(chunk));
 }
 
-}  // namespace
+void Queue::push_front(Chunk chunk) {
+  rows_ += chunk.rows.count();
+  chunks_.push_front(std::move(chunk));
+}
 
-Router::Router(const Settings& settings, const Member& member)
-    : settings_(settings), member_(member), workers_(member.workers.size()) {}
+Chunk Queue::take(int64_t batch) {
+  Chunk& head = chunks_.front();
+  Chunk taken = head;
+  if (head.rows.count() > batch) {
+    head.rows.begin += batch;
+    taken.rows.end = head.rows.begin;
+  } else {
+    chunks_.pop_front();
+  }
+  rows_ -= taken.rows.count();
+  return taken;
+}
+
+void Queue::move_all(std::vector<Chunk>& to) { move_from(chunks_.begin(), to); }
+
+void Queue::move_those_of(const Request& request, std::vector<Chunk>& to) {
+  move_from(std::stable_partition(chunks_.begin(), chunks_.end(),
+                                  [&](const Chunk& chunk) { return chunk.request.get() != &request; }),
+            to);
+}
+
+void Queue::move_from(std::deque<Chunk>::iterator first, std::vector<Chunk>& to) {
+  for (auto chunk = first; chunk != chunks_.end(); ++chunk) rows_ -= chunk->rows.count();
+  std::move(first, chunks_.end(), std::back_inserter(to));
+  chunks_.erase(first, chunks_.end());
+}
+
+Router::Router(const Settings& settings, const Member& member, Listener listener)
+    : settings_(settings), member_(member), listener_(std::move(listener)), workers_(member.workers.size()) {}
 
 void Router::put(const std::shared_ptr<Request>& request, int64_t rows, Time now) {
   const std::lock_guard lock(mutex_);
@@ -29,6 +57,7 @@ void Router::put(const std::shared_ptr<Request>& request, int64_t rows, Time now
       shared_.push_back(std::move(segment));
     }
   }
+  tell();
 }
 
 std::optional<Router::Order> Router::take(Time now) {
@@ -47,15 +76,18 @@ std::optional<Router::Order> Router::take(Time now) {
   if (!best) return std::nullopt;
   State& state = workers_[*best];
   state.in_flight++;
-  return Order{*best, take_from(state.queue.empty() ? shared_ : state.queue, member_.workers[*best].batch)};
+  Order order{*best, (state.queue.empty() ? shared_ : state.queue).take(member_.workers[*best].batch)};
+  tell();
+  return order;
 }
 
 std::vector<Chunk> Router::take_hopeless(Time now) {
   const std::lock_guard lock(mutex_);
   std::vector<Chunk> found;
   if (settings_.may_miss() && !anyone_in_service(now)) {
-    move_all(shared_, found);
-    for (State& state : workers_) move_all(state.queue, found);
+    shared_.move_all(found);
+    for (State& state : workers_) state.queue.move_all(found);
+    tell();
   }
   return found;
 }
@@ -63,14 +95,9 @@ std::vector<Chunk> Router::take_hopeless(Time now) {
 void Router::drop(const Request& request) {
   std::vector<Chunk> dropped;  // freed after the lock: the last one may free the request
   const std::lock_guard lock(mutex_);
-  const auto drop_from = [&](std::deque<Chunk>& queue) {
-    const auto ours = std::stable_partition(queue.begin(), queue.end(),
-                                            [&](const Chunk& chunk) { return chunk.request.get() != &request; });
-    std::move(ours, queue.end(), std::back_inserter(dropped));
-    queue.erase(ours, queue.end());
-  };
-  drop_from(shared_);
-  for (State& state : workers_) drop_from(state.queue);
+  shared_.move_those_of(request, dropped);
+  for (State& state : workers_) state.queue.move_those_of(request, dropped);
+  tell();
 }
 
 void Router::ended(size_t worker, End end, bool was_overdue, Time now) {
@@ -91,6 +118,7 @@ void Router::retry(Chunk chunk, size_t failed_worker, Time now) {
   } while (next != failed_worker && anyone && !workers_[next].in_service(now));
   chunk.retries++;
   workers_[next].queue.push_front(std::move(chunk));
+  tell();
 }
 
 void Router::overdue(size_t worker) {
@@ -134,25 +162,21 @@ void Router::look_who_is_away(Time now) {
   for (State& state : workers_) {
     if (!state.in_service(now)) {
       state.away = true;
-      if (anyone) move_all(state.queue, orphaned);
+      if (anyone) state.queue.move_all(orphaned);
     } else if (state.away) {
       state.away = false;
       for (const State& other : workers_) state.finish = std::max(state.finish, other.finish);
     }
   }
   for (Chunk& chunk : orphaned) deal(std::move(chunk), now);
+  if (!orphaned.empty()) tell();
 }
 
-Chunk Router::take_from(std::deque<Chunk>& queue, int64_t batch) {
-  Chunk& head = queue.front();
-  Chunk taken = head;
-  if (head.rows.count() > batch) {
-    head.rows.begin += batch;
-    taken.rows.end = head.rows.begin;
-  } else {
-    queue.pop_front();
+void Router::tell() {
+  if (const int64_t change = shared_.change()) listener_(std::nullopt, change);
+  for (size_t i = 0; i < workers_.size(); i++) {
+    if (const int64_t change = workers_[i].queue.change()) listener_(i, change);
   }
-  return taken;
 }
 
 }  // namespace averaging

@@ -5,9 +5,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "core/combiner.h"
@@ -25,6 +27,26 @@ struct Chunk {
   int retries = 0;  // calls that failed before
 };
 
+// Chunks in the order in which they are to be taken, and how many samples they have.
+class Queue {
+ public:
+  bool empty() const { return chunks_.empty(); }
+  void push_back(Chunk chunk);
+  void push_front(Chunk chunk);
+  // The first rows, as many as a batch at most; there are some.
+  Chunk take(int64_t batch);
+  void move_all(std::vector<Chunk>& to);
+  void move_those_of(const Request& request, std::vector<Chunk>& to);
+  // How many more samples there are than when this was last called.
+  int64_t change() { return rows_ - std::exchange(told_, rows_); }
+
+ private:
+  void move_from(std::deque<Chunk>::iterator first, std::vector<Chunk>& to);
+
+  std::deque<Chunk> chunks_;
+  int64_t rows_ = 0, told_ = 0;
+};
+
 // Segments wait in a queue that all workers share, and a free one takes the next chunk of its own batch size (pull); or
 // they are dealt out to queues of the workers' own in proportion to their shares (weights).
 //
@@ -37,7 +59,11 @@ class Router {
   static constexpr int kErrorsInARow = 3;  // then out of service
   static constexpr std::chrono::seconds kOutOfService{5};
 
-  Router(const Settings& settings, const Member& member);
+  // Hears, while the router is locked, how many more samples wait for a worker alone, or for whichever is free first;
+  // fewer, if negative.
+  using Listener = std::function<void(std::optional<size_t> worker, int64_t change)>;
+
+  Router(const Settings& settings, const Member& member, Listener listener = [](auto, auto) {});
 
   // Queues all rows of a request.
   void put(const std::shared_ptr<Request>& request, int64_t rows, Time now);
@@ -66,7 +92,7 @@ class Router {
 
  private:
   struct State {
-    std::deque<Chunk> queue;  // for this worker alone
+    Queue queue;  // for this worker alone
     int in_flight = 0;
     int overdue = 0;  // of these
     int errors = 0;   // in a row
@@ -81,12 +107,13 @@ class Router {
   bool usable(size_t worker, Time now, bool anyone) const;
   void deal(Chunk chunk, Time now);
   void look_who_is_away(Time now);
-  Chunk take_from(std::deque<Chunk>& queue, int64_t batch);
+  void tell();
 
   const Settings& settings_;
   const Member& member_;
+  const Listener listener_;
   std::mutex mutex_;  // of all that follows
-  std::deque<Chunk> shared_;
+  Queue shared_;
   std::vector<State> workers_;
 };
 

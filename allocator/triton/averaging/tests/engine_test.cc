@@ -53,7 +53,12 @@ class TestClient : public Client {
 
 class TestMeter : public Meter {
  public:
-  void call_ended(size_t, size_t, int64_t, CallEnd end) override { calls[static_cast<size_t>(end)]++; }
+  void queued(size_t, std::optional<size_t>, int64_t change) override { waiting += change; }
+  void call_began(size_t, size_t, int64_t rows) override { asked += rows; }
+  void call_ended(size_t, size_t, int64_t rows, CallEnd end) override {
+    calls[static_cast<size_t>(end)]++;
+    asked -= rows;
+  }
   void request_came() override { came++; }
   void request_ended(RequestEnd end, int64_t rows, std::chrono::steady_clock::duration) override {
     requests[static_cast<size_t>(end)]++;
@@ -67,7 +72,8 @@ class TestMeter : public Meter {
   std::atomic<int> calls[5] = {};
   std::atomic<int> requests[5] = {};
   std::atomic<int> waits = 0, came = 0;
-  std::atomic<int64_t> samples = 0;  // of requests that ended
+  std::atomic<int64_t> samples = 0;             // of requests that ended
+  std::atomic<int64_t> waiting = 0, asked = 0;  // samples now
 };
 
 // Calls wait until the test ends them; those of a worker that is broken cannot be made.
@@ -184,6 +190,32 @@ Told get(std::future<Told>& told) {
 bool ready(const std::future<Told>& told) { return told.wait_for(std::chrono::seconds(0)) == std::future_status::ready; }
 
 }  // namespace
+
+TEST(what_waits_and_what_is_asked_for_is_told_until_nothing_is) {
+  for (const bool cancelled : {false, true}) {
+    Bench bench;  // three workers of two members, with two calls of four samples each
+    std::shared_ptr<std::atomic<bool>> cancel;
+    auto told = bench.submit(60, nullptr, &cancel);
+    CHECK(bench.meter.asked == 24 && bench.meter.waiting == 120 - 24);
+    bench.answer(bench.transport.next());
+    CHECK(bench.meter.asked == 24 && bench.meter.waiting == 120 - 28);
+    *cancel = cancelled;
+    if (cancelled) get(told);
+    CHECK(!cancelled || bench.meter.waiting == 0);
+    bench.answer_all();
+    if (!cancelled) get(told);
+    CHECK(bench.meter.asked == 0 && bench.meter.waiting == 0);
+  }
+}
+
+TEST(a_call_that_cannot_be_made_is_not_asked_for) {
+  Bench bench;
+  bench.transport.broken = {{1, 0}};
+  auto told = bench.submit(4);
+  CHECK(!get(told).answered);
+  bench.answer_all();
+  CHECK(bench.meter.asked == 0 && bench.meter.waiting == 0);
+}
 
 TEST(the_last_answer_tells_the_client) {
   Bench bench;

@@ -25,6 +25,21 @@ Settings settings_of(const std::string& workers, const std::string& parameters =
 
 const Time kStart{std::chrono::hours(1)};
 
+// Samples that wait for each worker alone, or for whichever is free first, as they are told.
+struct Told {
+  Router::Listener listener() {
+    return [this](std::optional<size_t> worker, int64_t change) { waiting[worker] += change; };
+  }
+
+  int64_t sum() const {
+    int64_t result = 0;
+    for (const auto& [worker, rows] : waiting) result += rows;
+    return result;
+  }
+
+  std::map<std::optional<size_t>, int64_t> waiting;
+};
+
 // Rows that each worker takes if it is asked in turn and all calls end before the next is made.
 std::map<size_t, int64_t> shares_of(Router& router, Time now = kStart) {
   std::map<size_t, int64_t> shares;
@@ -46,10 +61,13 @@ TEST(each_row_is_taken_once_in_chunks_of_the_workers_batch) {
       const Settings settings =
           settings_of(worker("a0", batches[0], 3) + "," + worker("a1", batches[1]),
                       parameter("routing", routing) + parameter("segment_size", std::to_string(segment)));
-      Router router(settings, settings.members[0]);
+      Told told;
+      Router router(settings, settings.members[0], told.listener());
       const auto request = stand_in();
       const auto rows = static_cast<int64_t>(1 + random() % 300);
       router.put(request, rows, kStart);
+      int64_t left = rows;
+      CHECK(told.sum() == left);
       std::vector<int> seen(static_cast<size_t>(rows));
       std::vector<size_t> flying;
       while (true) {
@@ -58,6 +76,8 @@ TEST(each_row_is_taken_once_in_chunks_of_the_workers_batch) {
           CHECK(taken.count() >= 1 && taken.count() <= batches[order->worker]);
           CHECK(taken.begin / segment == (taken.end - 1) / segment);
           for (int64_t row = taken.begin; row < taken.end; row++) seen[static_cast<size_t>(row)]++;
+          left -= taken.count();
+          CHECK(told.sum() == left && (std::string(routing) == "weights" || told.waiting[std::nullopt] == left));
           flying.push_back(order->worker);
           if (random() % 2 == 0) continue;
         } else if (flying.empty()) {
@@ -174,7 +194,8 @@ TEST(if_nobody_is_in_service_all_are_asked_unless_the_member_may_be_missed) {
   for (const bool may_miss : {false, true}) {
     const Settings settings =
         settings_of(worker("a0", 1) + "," + worker("a1", 1), may_miss ? parameter("quorum", "1") : "");
-    Router router(settings, settings.members[0]);
+    Told told;
+    Router router(settings, settings.members[0], told.listener());
     router.put(stand_in(), 20, kStart);
     int failures = 0;
     while (const auto order = router.take(kStart)) {
@@ -184,6 +205,7 @@ TEST(if_nobody_is_in_service_all_are_asked_unless_the_member_may_be_missed) {
     int64_t hopeless = 0;
     for (const Chunk& chunk : router.take_hopeless(kStart)) hopeless += chunk.rows.count();
     CHECK(failures == (may_miss ? 6 : 20) && failures + hopeless == 20);
+    CHECK(told.sum() == 0);
   }
 }
 
@@ -206,17 +228,35 @@ TEST(an_overdue_worker_gets_nothing_until_it_answers) {
 TEST(a_dropped_request_is_freed) {
   for (const char* routing : {"pull", "weights"}) {
     const Settings settings = settings_of(worker("a0", 1) + "," + worker("a1", 1), parameter("routing", routing));
-    Router router(settings, settings.members[0]);
+    Told told;
+    Router router(settings, settings.members[0], told.listener());
     auto gone = stand_in();
     const auto kept = stand_in();
     router.put(gone, 300, kStart);
     router.put(kept, 3, kStart);
     router.drop(*gone);
-    CHECK(gone.use_count() == 1);
+    CHECK(gone.use_count() == 1 && told.sum() == 3);
     int64_t rows = 0;
     for (const auto& [worker, count] : shares_of(router)) rows += count;
     CHECK(rows == 3);
   }
+}
+
+TEST(what_waits_for_a_worker_alone_is_told_and_what_goes_to_another) {
+  const Settings settings = settings_of(worker("a0", 4, 3) + "," + worker("a1", 4), parameter("routing", "weights"));
+  Told told;
+  Router router(settings, settings.members[0], told.listener());
+  router.put(stand_in(), 32, kStart);
+  CHECK(told.waiting[0] == 24 && told.waiting[1] == 8 && told.waiting[std::nullopt] == 0);
+  const auto order = router.take(kStart);
+  CHECK(order->worker == 0 && told.waiting[0] == 20);
+  router.ended(0, End::kFailed, false, kStart);
+  router.retry(order->chunk, 0, kStart);
+  CHECK(told.waiting[0] == 20 && told.waiting[1] == 12);
+  router.overdue(0);
+  while (router.take(kStart)) {
+  }
+  CHECK(told.waiting[0] == 0 && told.waiting[1] == 24);  // two calls of four samples are in flight
 }
 
 int main() { return checks::run(); }

@@ -51,9 +51,9 @@ Counter::Counter(TRITONSERVER_MetricFamily* family, const Labels& labels) {
   metric_.reset(metric);
 }
 
-Family::Family(const char* name, const char* description) {
+Family::Family(const char* name, const char* description, TRITONSERVER_MetricKind kind) {
   TRITONSERVER_MetricFamily* family = nullptr;
-  check(TRITONSERVER_MetricFamilyNew(&family, TRITONSERVER_METRIC_KIND_COUNTER, name, description));
+  check(TRITONSERVER_MetricFamilyNew(&family, kind, name, description));
   family_.reset(family);
 }
 
@@ -68,6 +68,10 @@ Metrics::Metrics(const Settings& settings, const std::string& load)
       answered_samples_family_("ensemble_answered_samples_total", "Samples of requests that were answered"),
       latency_family_("ensemble_latency_microseconds_total", "Microseconds that requests took, however they ended"),
       latencies_family_("ensemble_latency_requests_total", "Requests that took less, and not less than the step before"),
+      queued_family_("ensemble_queued_samples", "Samples that wait for a worker alone, or for whichever is free first",
+                     TRITONSERVER_METRIC_KIND_GAUGE),
+      asked_family_("ensemble_asked_samples", "Samples in calls of a member's worker that have not ended",
+                    TRITONSERVER_METRIC_KIND_GAUGE),
       wait_time_(wait_time_family_.counter({{"model", settings.model}, {"load", load}})),
       waits_(waits_family_.counter({{"model", settings.model}, {"load", load}})),
       copied_bytes_(copied_family_.counter({{"model", settings.model}, {"load", load}})),
@@ -82,10 +86,12 @@ Metrics::Metrics(const Settings& settings, const std::string& load)
     requests_.push_back(requests_family_.counter({{"model", settings.model}, {"load", load}, {"outcome", end}}));
   }
   for (const Member& member : settings.members) {
+    queued_.push_back(queued_family_.counter({{"model", settings.model}, {"load", load}, {"member", member.name}}));
     auto& counters = workers_.emplace_back();
     for (const Worker& worker : member.workers) {
       Labels labels{{"model", settings.model}, {"load", load}, {"member", member.name}, {"worker", worker.model}};
-      WorkerCounters of_worker{{}, samples_family_.counter(labels)};
+      WorkerCounters of_worker{{}, samples_family_.counter(labels), queued_family_.counter(labels),
+                               asked_family_.counter(labels)};
       labels.emplace_back("reason", "");
       for (const char* end : kCallEnds) {
         labels.back().second = end;
@@ -96,8 +102,17 @@ Metrics::Metrics(const Settings& settings, const std::string& load)
   }
 }
 
+void Metrics::queued(size_t member, std::optional<size_t> worker, int64_t change) {
+  (worker ? workers_[member][*worker].queued : queued_[member]).add(static_cast<double>(change));
+}
+
+void Metrics::call_began(size_t member, size_t worker, int64_t rows) {
+  workers_[member][worker].asked.add(static_cast<double>(rows));
+}
+
 void Metrics::call_ended(size_t member, size_t worker, int64_t rows, CallEnd end) {
   const WorkerCounters& counters = workers_[member][worker];
+  counters.asked.add(-static_cast<double>(rows));
   counters.calls[static_cast<size_t>(end)].add(1);
   if (end == CallEnd::kAnswered) counters.samples.add(static_cast<double>(rows));
 }

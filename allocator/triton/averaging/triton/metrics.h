@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -26,10 +27,12 @@ class Counter {
   Owned<TRITONSERVER_Metric, TRITONSERVER_MetricDelete> metric_;
 };
 
-// Counters of one name, which differ in their labels.
+using Gauge = Counter;  // to which less than 0 may be added, too
+
+// Counters, or gauges, of one name, which differ in their labels.
 class Family {
  public:
-  Family(const char* name, const char* description);
+  Family(const char* name, const char* description, TRITONSERVER_MetricKind kind = TRITONSERVER_METRIC_KIND_COUNTER);
 
   Counter counter(const Labels& labels) const { return {family_.get(), labels}; }
 
@@ -43,6 +46,8 @@ class Metrics : public Meter {
   // when the first is unloaded.
   Metrics(const Settings& settings, const std::string& load);
 
+  void queued(size_t member, std::optional<size_t> worker, int64_t change) override;
+  void call_began(size_t member, size_t worker, int64_t rows) override;
   void call_ended(size_t member, size_t worker, int64_t rows, CallEnd end) override;
   void request_came() override { received_.add(1); }
   void request_ended(RequestEnd end, int64_t rows, std::chrono::steady_clock::duration time) override;
@@ -54,15 +59,18 @@ class Metrics : public Meter {
   struct WorkerCounters {
     std::vector<Counter> calls;  // by how they ended
     Counter samples;             // of answers that count
+    Gauge queued, asked;
   };
 
   // Families before their counters: these must go first.
   const Family wait_time_family_, waits_family_, requests_family_, calls_family_, samples_family_, copied_family_;
   const Family received_family_, answered_samples_family_, latency_family_, latencies_family_;
+  const Family queued_family_, asked_family_;
   const Counter wait_time_, waits_, copied_bytes_, received_, answered_samples_, latency_;
   std::vector<Counter> requests_;                     // by how they ended
   std::vector<Counter> latencies_;                    // requests by how long they took
   std::vector<std::vector<WorkerCounters>> workers_;  // of each member
+  std::vector<Gauge> queued_;                         // for whichever worker of each member is free first
 };
 
 }  // namespace averaging
