@@ -19,7 +19,6 @@ import re
 import signal
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -35,6 +34,7 @@ from tritonclient import grpc
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
+from ensemble_core.serving import exposition
 from ensemble_core.serving.client import CHANNEL
 from ensemble_core.serving.control import Control
 from ensemble_core.serving.errors import ServingError
@@ -590,16 +590,21 @@ def resident(pid: int) -> int:
 
 
 def counters(ensemble: Ensemble) -> dict[tuple[int, str], dict[tuple[str, ...], int]]:
-    address = f"http://127.0.0.1:{ensemble.server.process.ports.metrics}/metrics"
     found: dict[tuple[int, str], dict[tuple[str, ...], int]] = {}
-    with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=5) as answer:
-        for line in answer.read().decode().splitlines():
-            name, _, rest = line.partition("{")
-            labels = dict(re.findall(r'(\w+)="([^"]*)"', rest))
-            if name.startswith("ensemble_") and labels.pop("model") == FRONT:
-                load = found.setdefault((ensemble.generation, labels.pop("load")), {})
-                load[(name, *(labels[key] for key in sorted(labels)))] = int(float(line.split()[-1]))
+    with contextlib.suppress(ServingError):  # the server is being killed, perhaps within its answer
+        told = exposition.read(f"127.0.0.1:{ensemble.server.process.ports.metrics}", time.monotonic())
+        for name in filter(lambda name: name.startswith("ensemble_"), told.values):
+            for labels, value in told.of(name, model=FRONT).items():
+                own = dict(labels)
+                load = found.setdefault((ensemble.generation, own["load"]), {})
+                load[(name, *(own[key] for key in sorted(own.keys() - {"model", "load"})))] = int(value)
     return found
+
+
+def waiting(look: Look) -> int:
+    """Samples that the front model says it has queued, or asked for."""
+    gauges = ("ensemble_queued_samples", "ensemble_asked_samples")
+    return sum(value for load in look.counters.values() for key, value in load.items() if key[0] in gauges)
 
 
 class Canary(threading.Thread):
@@ -695,6 +700,8 @@ def soak(server: Server, seed: int, seconds: float) -> Course:
             while load.outstanding > forgotten and time.monotonic() < last + CLIENT_SECONDS:
                 go_on()
             recovered = load.ended[-1].outcome == "answered" and not load.ended[-1].missing
+        while waiting(looks[-1]) and time.monotonic() < last + CLIENT_SECONDS:
+            go_on()
     return Course(
         middle=begin + seconds / 2,
         rate=rate,

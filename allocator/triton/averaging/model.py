@@ -191,8 +191,14 @@ class Meter:
             with self._lock:
                 counts, self._counts = self._counts, Counter()
             for key, count in counts.items():
-                if count:
+                if count and key in self._metrics:
                     self._metrics[key].increment(count)
+
+    def close(self) -> None:
+        """Take all from the endpoint: what a thread that still waits in a call holds would stay there for ever."""
+        with self._telling:
+            self._metrics.clear()
+            self._families.clear()
 
     def _add(self, key: tuple[str, ...], labels: dict[str, str]) -> None:
         self._metrics[key] = self._families[key[0]].Metric(labels=labels)
@@ -523,6 +529,7 @@ class TritonPythonModel:
         self._stopped.set()
         for member in self._members:
             member.stop()
+        self._meter.close()
 
     def _look(self) -> None:
         while not self._stopped.wait(min(LOOK_SECONDS, self._settings.deadline / 4)):

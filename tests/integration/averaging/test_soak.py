@@ -28,6 +28,7 @@ from tests.support.soak import (
     kinds_of,
     schedule,
     soak,
+    waiting,
 )
 
 from ensemble_core.serving.sharedmemory import FOLDER
@@ -62,6 +63,8 @@ def test_an_ensemble_at_nine_tenths_of_its_capacity_outlives_its_members(
     ] == []
     assert course.recovered
     assert [*miscounts(course)] == []
+    assert max(map(waiting, course.looks)) > 0
+    assert waiting(course.looks[-1]) == 0
     sizes = [sum(each.regions.values()) for each in course.looks]
     assert max(sizes[len(sizes) // 2 :]) <= 2 * max(sizes[: len(sizes) // 2])
     assert prefix is not None
