@@ -275,19 +275,6 @@ def test_what_waits_for_a_member_and_its_workers_is_told(server: Server, routing
         wait_until(nothing, "what does not wait any more is told")
 
 
-def test_what_was_asked_for_before_a_model_was_loaded_again_is_not_told_for_ever(server: Server):
-    members = {"a": [held("hang")]}
-    with server.front("gone", members, **hanging()) as front:
-        with pytest.raises(ServingError, match="no answer within"):
-            server.ask(front, rows(5, HELD))
-        asked = partial(server.metrics, "ensemble_asked_samples", model=front)
-        wait_until(lambda: asked() == 5, "not asked")
-        server._write_front(front, members, 2, hanging(segment_size=7))
-        server.process.control.load(front)
-        server.ask("held", rows(1, RELEASE))
-        wait_until(lambda: asked() == 0, "asked for ever")
-
-
 def test_an_error_says_which_member_worker_and_rows(server: Server):
     members = {"a": [Worker("a0", 16)], "b": [Worker("b0", 16, behaviour={"special": "fail"})]}
     with server.front("error", members) as front:
