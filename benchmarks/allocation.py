@@ -235,7 +235,7 @@ def large() -> list[str]:
     speeds = Speeds(kinds, tuple({kinds[0]: pace(n, of)} for n in members))
     problem = problem_of([of.side] * len(kinds), BATCH_SIZES, speeds, memory)
     truth = truth_of(tuple(members), kinds, STUDY, random)
-    bench = Simulator(truth, replace(saturation(LARGE_DEVICES), requests=2 * LARGE_DEVICES))
+    bench = Simulator(truth, replace(saturation(LARGE_DEVICES), requests=8 * LARGE_DEVICES))
     begin = time.process_time()
     found = guided(problem, None, None, bench, Throughput(), 2, 0)
     assert found is not None
