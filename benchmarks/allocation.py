@@ -20,17 +20,17 @@ from ensemble_core.allocation.algorithms import (
 from ensemble_core.allocation.calibrated import BATCH_SIZES, DEVICE_TYPES, NETWORKS, Network, curve, pace
 from ensemble_core.allocation.candidate import Candidate
 from ensemble_core.allocation.guided import guided
+from ensemble_core.allocation.load import saturation
 from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.memory import Memory
 from ensemble_core.allocation.model import Floats, upper_bound
 from ensemble_core.allocation.objectives import Throughput
 from ensemble_core.allocation.paper import calibrated_case, parse_devices
-from ensemble_core.allocation.simulator import Load, Simulator, Truth
+from ensemble_core.allocation.simulator import Simulator, Truth
 from ensemble_core.allocation.speeds import Speeds, problem_of
 from results import table, versions, write_section
 
 INSTANCES = (("IMN4", 4), ("IMN4", 8), ("IMN4", 16), ("IMN12", 6), ("IMN12", 8), ("IMN12", 12), ("IMN12", 16))
-LOAD = Load(in_flight=3, samples=1024, requests=32)
 NOISE = 0.02  # of benchmarks, and of profiles
 BENCHMARKS = 12
 LARGE_MEMBERS, LARGE_DEVICES = 100, 256
@@ -117,12 +117,13 @@ def compare(ensemble: str, gpus: int, setting: Setting, seed: int, greedy: int) 
     memory = Memory(tuple(problem.capacity), kinds, tuple(dict.fromkeys(kinds, curve(n)) for n in members))
     speeds = Speeds(kinds, tuple({k: pace(n, DEVICE_TYPES[k]) for k in set(kinds)} for n in members))
     start = worst_fit_decreasing(memory, problem.sides, BATCH_SIZES[0])
-    exact = Simulator(truth, LOAD)
+    load = saturation(len(kinds))
+    exact = Simulator(truth, load)
 
     def speed(candidate: Candidate) -> float:
         return 0.0 if truth.full(candidate) is not None else exact.exact(candidate).throughput
 
-    bench = Simulator(truth, LOAD, NOISE, seed)
+    bench = Simulator(truth, load, NOISE, seed)
     begin = time.perf_counter()
     found = guided(problem, Candidate(start), None, bench, Throughput(), BENCHMARKS, seed)
     seconds = time.perf_counter() - begin
@@ -134,12 +135,12 @@ def compare(ensemble: str, gpus: int, setting: Setting, seed: int, greedy: int) 
     chosen = speed(found.best) if found else 0.0
     again = float("nan")
     if found and greedy:
-        other = Simulator(truth, LOAD, NOISE, seed + 1000)
+        other = Simulator(truth, load, NOISE, seed + 1000)
         second = guided(problem, Candidate(start), found.best, other, Throughput(), BENCHMARKS, seed + 1000)
         again = speed(second.best) / chosen if second else 0.0
 
     def thesis(benchmarks: int) -> float:
-        measured = Simulator(truth, LOAD, NOISE, seed)
+        measured = Simulator(truth, load, NOISE, seed)
 
         def measure(matrix: Matrix) -> float:
             return measured(Candidate(matrix)).samples_per_second
@@ -234,7 +235,7 @@ def large() -> list[str]:
     speeds = Speeds(kinds, tuple({kinds[0]: pace(n, of)} for n in members))
     problem = problem_of([of.side] * len(kinds), BATCH_SIZES, speeds, memory)
     truth = truth_of(tuple(members), kinds, STUDY, random)
-    bench = Simulator(truth, Load(in_flight=3, samples=1024, requests=4))
+    bench = Simulator(truth, replace(saturation(LARGE_DEVICES), requests=8 * LARGE_DEVICES))
     begin = time.process_time()
     found = guided(problem, None, None, bench, Throughput(), 2, 0)
     assert found is not None
@@ -277,7 +278,7 @@ def main() -> None:
             rows += rows_of(setting, outcomes)
     text = (
         "Simulated throughout, by the thesis's networks on V100s (calibrated, not measured), plus one CPU. Samples/s, "
-        f"mean of {arguments.seeds} seeds; {LOAD.in_flight} requests of {LOAD.samples} samples in flight; "
+        f"mean of {arguments.seeds} seeds; one request of a segment more in flight than devices; "
         f"{NOISE:.0%} noise of benchmarks and profiles; bounded-greedy@N makes N benchmarks. "
         "Again: guided once more, its first choice for the incumbent, with other noise and draws. "
         f"The bound leaves joint memory and interference out. {versions('numpy', 'scipy')}.\n\n"

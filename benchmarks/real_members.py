@@ -39,6 +39,7 @@ from ensemble_core.allocation.prepare import (
 from ensemble_core.allocation.result import AllocationResult, Benchmark, SelectionOf, Subject, Throughput
 from ensemble_core.api.common import Storage
 from ensemble_core.api.ensembledeployment import EnsembleDeployment
+from ensemble_core.api.load import saturating
 from ensemble_core.commands.allocate import CLIENT_BUSY, with_spread
 from ensemble_core.engines import DEFAULT as DEFAULT_ENGINE
 from ensemble_core.errors import UserError
@@ -387,7 +388,7 @@ def head(outcome: Outcome) -> str:
     generator = "; it may be what was measured" if outcome.client_cores >= CLIENT_BUSY else ""
     sentences = [
         f"Real members ({', '.join(outcome.names)}; random weights) on 2 devices, {outcome.device}; {outcome.server}.",
-        f"Requests of 128 images of {shape} uint8, 3 in flight.",
+        f"Requests of 128 images of {shape} uint8, {saturating(2)} in flight.",
         f"Each allocator had at most {sizes.benchmarks} benchmarks of {sizes.seconds:g} s of its own.",
         f"Then what they chose was measured in {sizes.rounds - rounds.dropped} rounds, one after the other.",
         f"While other processes used more than {QUIET:g} cores a figure was repeated: {rounds.repeated} times;",

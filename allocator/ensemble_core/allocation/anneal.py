@@ -38,7 +38,7 @@ def anneal(problem: Problem, starts: Sequence[Indices], effort: Effort, seed: in
     random = np.random.default_rng(seed)
     state = np.stack([starts[chain % len(starts)] for chain in range(effort.chains)])
     allowed = _allowed(problem, starts)
-    speeds, used = picked(problem.paced, state), problem.used(state)
+    speeds, used = picked(problem.speeds, state), problem.used(state)
     score = _score(problem, speeds)
     best, best_score = state.copy(), score.copy()
     chains = np.arange(effort.chains)
@@ -53,7 +53,7 @@ def anneal(problem: Problem, starts: Sequence[Indices], effort: Effort, seed: in
         trial = chains[touched]
         if not len(trial):
             continue
-        faster = picked(problem.paced, proposed[trial])
+        faster = picked(problem.speeds, proposed[trial])
         value = _score(problem, faster)
         worse = value / score[trial] - 1
         taken = (worse <= 0) | (random.random(len(trial)) < np.exp(-np.maximum(worse, 0) / temperature))
@@ -71,7 +71,7 @@ def prune(problem: Problem, indices: Indices, tolerance: float = 1e-4) -> Indice
     kept = indices.copy()
     base = float(makespans(problem, kept[None])[0][0])
     device, member = np.nonzero(kept)
-    for index in np.argsort(picked(problem.paced, kept)[device, member], kind="stable"):
+    for index in np.argsort(picked(problem.speeds, kept)[device, member], kind="stable"):
         d, m = int(device[index]), int(member[index])
         if (kept[:, m] > 0).sum() == 1:
             continue

@@ -61,7 +61,6 @@ class Measured:
         spread: Relative difference between the windows of the measurement.
         reason: Of a 0.
         device: That had too little memory, where the server tells.
-        busy: Share of the time that each device worked, where the server tells.
         latency: Seconds of a request: median, 90th and 99th percentile, where they were measured.
     """
 
@@ -69,7 +68,6 @@ class Measured:
     spread: float = 0.0
     reason: str | None = None
     device: int | None = None
-    busy: tuple[float, ...] | None = None
     latency: tuple[float, ...] | None = None
 
 

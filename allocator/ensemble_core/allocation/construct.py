@@ -65,7 +65,7 @@ def pack(problem: Problem, throughput: float) -> Indices | None:
     memory that holds the member. Of the rest the largest goes to the device that it fills best (best fit); one that
     fits nowhere is split.
     """
-    speeds = problem.paced
+    speeds = problem.speeds
     fastest = _fastest(problem)
     alone = np.where(problem.needs <= problem.capacity[:, None, None], speeds, 0.0).max(axis=2)
     pace = [float(own.max(axis=1).mean()) for own in speeds]
@@ -112,7 +112,7 @@ def pack(problem: Problem, throughput: float) -> Indices | None:
 def _fastest(problem: Problem) -> Indices:
     """Index of the fastest batch size of each member that fits alone on each device, shape (D, M)."""
     fits = problem.needs <= problem.capacity[:, None, None]
-    return np.asarray(np.where(fits, problem.paced, -1.0).argmax(axis=2), np.int64)
+    return np.asarray(np.where(fits, problem.speeds, -1.0).argmax(axis=2), np.int64)
 
 
 def _to_try(problem: Problem, bins: list[_Bin], member: int) -> Iterator[_Bin]:
@@ -196,4 +196,4 @@ def _seconds(problem: Problem, device: int, members: list[int], rates: list[floa
     """Share of the device's time that each member's rate takes at each batch size, neighbours' disturbance included."""
     slower = 1 + problem.interference * (len(members) - 1)
     with np.errstate(divide="ignore"):
-        return np.asarray(slower * np.array(rates)[:, None] / (problem.speeds[device, members] * problem.pace[device]))
+        return np.asarray(slower * np.array(rates)[:, None] / problem.speeds[device, members])

@@ -28,9 +28,8 @@ class _Lifted:
 
     def __call__(self, candidate: Candidate, repeat: int = 0) -> Measured:
         measured = self.bench(self.lift(candidate), repeat)
-        busy = None if measured.busy is None else tuple(measured.busy[device] for device in self.chosen)
         device = None if measured.device not in self.chosen else self.chosen.index(measured.device)
-        return replace(measured, busy=busy, device=device)
+        return replace(measured, device=device)
 
     def lift(self, candidate: Candidate) -> Candidate:
         matrix = np.zeros((self.devices, candidate.matrix.members), np.int64)

@@ -42,7 +42,6 @@ class Problem:
         capacity: MiB of each device, length D.
         interference: Slowdown by each neighbour: k workers on a device make 1/(1 + interference·(k-1)) of what one
             after the other would.
-        pace: Of each device, as measurements correct its speeds, length D; ones at first.
     """
 
     batch_sizes: tuple[int, ...]
@@ -52,7 +51,6 @@ class Problem:
     needs: Floats
     capacity: Floats
     interference: float
-    pace: Floats
 
     @classmethod
     def of(
@@ -64,7 +62,7 @@ class Problem:
         needs: Floats,
         capacity: Floats,
     ) -> Problem:
-        return cls(batch_sizes, kinds, sides, speeds, needs, capacity, INTERFERENCE, np.ones(len(kinds)))
+        return cls(batch_sizes, kinds, sides, speeds, needs, capacity, INTERFERENCE)
 
     @property
     def devices(self) -> int:
@@ -73,11 +71,6 @@ class Problem:
     @property
     def members(self) -> int:
         return int(self.speeds.shape[1])
-
-    @property
-    def paced(self) -> Floats:
-        """Speeds as corrected."""
-        return self.speeds * self.pace[:, None, None]
 
     def indices(self, matrix: Matrix) -> Indices:
         """The matrix with the place of each batch size, from 1, instead of itself; 0 stays."""
@@ -95,9 +88,9 @@ class Problem:
     def fits(self, indices: Indices) -> bool:
         return bool((self.used(indices) <= self.capacity + 1e-6).all())
 
-    def alike(self, device: int) -> tuple[str, float, float]:
-        """A key that devices share which the model cannot tell apart: kind, pace and capacity."""
-        return self.kinds[device], float(self.pace[device]), float(self.capacity[device])
+    def alike(self, device: int) -> tuple[str, float]:
+        """A key that devices share which the model cannot tell apart: kind and capacity."""
+        return self.kinds[device], float(self.capacity[device])
 
     def on(self, devices: Indices) -> Problem:
         """The same members on some of the devices."""
@@ -108,7 +101,6 @@ class Problem:
             speeds=self.speeds[devices],
             needs=self.needs[devices],
             capacity=self.capacity[devices],
-            pace=self.pace[devices],
         )
 
 
@@ -130,7 +122,7 @@ def upper_bound(problem: Problem) -> float:
     each type of device and member.
     """
     first, counts = _types(problem)
-    alone = np.where(problem.needs <= problem.capacity[:, None, None], problem.paced, 0.0)[first].max(axis=2)
+    alone = np.where(problem.needs <= problem.capacity[:, None, None], problem.speeds, 0.0)[first].max(axis=2)
     members = problem.members
     scale = float(alone.max())
     if scale <= 0:
@@ -172,7 +164,7 @@ class Routed:
 
 def route(problem: Problem, indices: Indices) -> Routed:
     """The shares with which a matrix gives most, by a linear program over the devices' time."""
-    speeds = picked(problem.paced, indices)
+    speeds = picked(problem.speeds, indices)
     device, member = np.nonzero(indices)
     workers = len(device)
     counts = (indices > 0).sum(axis=1)
@@ -203,7 +195,7 @@ def route(problem: Problem, indices: Indices) -> Routed:
 def shared(problem: Problem, indices: Indices, shares: Floats) -> float:
     """Samples/s of a matrix whose members' samples go to their workers in given shares, shape (D, M)."""
     slower = 1 / crowding((indices > 0).sum(axis=1), problem.interference)
-    return float(1 / (slower * demand(problem.paced, indices, shares)).max())
+    return float(1 / (slower * demand(problem.speeds, indices, shares)).max())
 
 
 def demand(speeds: Floats, indices: Indices, shares: Floats) -> Floats:
@@ -229,7 +221,7 @@ def makespans(problem: Problem, indices: Indices) -> tuple[Floats, Floats]:
 
     Between two members' ends all rates are constant, so there are at most M steps of O(K·D·M).
     """
-    return spans(picked(problem.paced, indices), problem.interference)
+    return spans(picked(problem.speeds, indices), problem.interference)
 
 
 def spans(speeds: Floats, interference: float) -> tuple[Floats, Floats]:

@@ -121,6 +121,6 @@ def truth_of(problem: Problem) -> Truth:
     counts = np.arange(sizes[-1] + 1)
     seconds = np.empty((problem.devices, problem.members, len(counts)))
     for device, member in np.ndindex(seconds.shape[:2]):
-        seconds[device, member] = stretched(sizes, sizes / problem.paced[device, member], counts)
+        seconds[device, member] = stretched(sizes, sizes / problem.speeds[device, member], counts)
     pairs = np.full((problem.members, problem.members), problem.interference)
     return Truth(seconds, np.zeros_like(seconds), problem.capacity, pairs)

@@ -40,7 +40,6 @@ from ensemble_core.allocation.result import (
     device_fingerprint,
 )
 from ensemble_core.allocation.rows import group_of
-from ensemble_core.allocation.simulator import Load
 from ensemble_core.allocation.speeds import Speeds, problem_of
 from ensemble_core.errors import UserError
 from ensemble_core.library.parsing import validated
@@ -50,7 +49,6 @@ Measure = Callable[[Candidate], Throughput]
 Seen = Callable[[Benchmark], None]
 
 SHARES_OFF = 0.02  # from 1, that the sum of a member's shares may be: people round
-MODELLED_REQUESTS = 24  # of a load that is simulated to rank candidates
 
 
 class Results(Protocol):
@@ -248,8 +246,7 @@ def objective_of(subject: Subject) -> Objective:
     """What the spec wants, as the algorithms take it."""
     optimization = subject.deployment.spec.optimization
     percentile = int(optimization.latency.percentile[1:])
-    load = load_of(subject.deployment.spec)
-    loads = tuple(Load(in_flight, load.samples, MODELLED_REQUESTS) for in_flight in load.in_flight)
+    loads = load_of(subject.deployment.spec).ranking()
     match optimization.objective:
         case "latency":
             return Latency(percentile, loads[0])

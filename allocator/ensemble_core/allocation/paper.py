@@ -11,15 +11,15 @@ from ensemble_core.allocation.candidate import ROUTING, Candidate
 from ensemble_core.allocation.engines import Figures
 from ensemble_core.allocation.fewest import fewest_devices
 from ensemble_core.allocation.guided import guided
+from ensemble_core.allocation.load import saturation
 from ensemble_core.allocation.memory import Curve, Memory
 from ensemble_core.allocation.model import DeviceKind, Problem, upper_bound
 from ensemble_core.allocation.objectives import Throughput, truth_of
-from ensemble_core.allocation.simulator import Load, Simulator
+from ensemble_core.allocation.simulator import Simulator
 from ensemble_core.allocation.speeds import BatchTimes, Speeds, problem_of
 from ensemble_core.api.ensembledeployment import Routing
 from ensemble_core.errors import UserError
 
-LOAD = Load(in_flight=3, samples=1024, requests=24)
 MOST_DEVICES = 1024
 
 
@@ -42,12 +42,14 @@ class Case:
         groups: The devices, GPUs first.
         problem: The same for the model.
         routing: The only way in which samples are routed, or `auto`.
+        segment: Samples of a segment.
     """
 
     members: tuple[str, ...]
     groups: tuple[Group, ...]
     problem: Problem
     routing: Routing = "auto"
+    segment: int = 128
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -115,6 +117,7 @@ def traced_case(
     groups: Sequence[Group],
     batch_sizes: Sequence[int],
     routing: Routing = "auto",
+    segment: int = 128,
 ) -> Case:
     """Members as they were profiled, by device type.
 
@@ -127,7 +130,7 @@ def traced_case(
                 raise UserError("--devices", f"{name} has no profile on {group.kind}, but on {known}")
     times = tuple({kind: figures.times for kind, figures in own.items()} for own in profiles)
     curves = tuple({kind: figures.curve for kind, figures in own.items()} for own in profiles)
-    return replace(_case(members, groups, times, curves, batch_sizes), routing=routing)
+    return replace(_case(members, groups, times, curves, batch_sizes), routing=routing, segment=segment)
 
 
 def _case(
@@ -150,7 +153,7 @@ def plan(case: Case, max_benchmarks: int, seed: int, required: float | None = No
     UserError if the devices cannot hold the members, or cannot give the rate.
     """
     problem = case.problem
-    bench = Simulator(truth_of(problem), LOAD, seed=seed)
+    bench = Simulator(truth_of(problem), saturation(problem.devices, case.segment), seed=seed)
     if required is None:
         found = guided(problem, None, None, bench, Throughput(), max_benchmarks, seed, case.routing)
     else:

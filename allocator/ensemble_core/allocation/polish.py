@@ -41,7 +41,7 @@ def _changes(problem: Problem, indices: Indices, now: Routed) -> list[Indices]:
     counts = (indices > 0).sum(axis=1)
     gpus = np.array([side == "gpu" for side in problem.sides])
     open_ = (gpus | (counts > 0)) if gpus.any() else np.ones(problem.devices, bool)
-    value = now.worth[None, :, None] * problem.paced  # of a device's whole time spent on a member
+    value = now.worth[None, :, None] * problem.speeds  # of a device's whole time spent on a member
     options: list[tuple[float, int, int, int, int]] = []  # worth, device, member, size, member that goes
     for device in np.flatnonzero(open_).tolist():
         free = problem.capacity[device] + 1e-6 - used[device]
@@ -50,7 +50,7 @@ def _changes(problem: Problem, indices: Indices, now: Routed) -> list[Indices]:
         for member in range(problem.members):
             place = int(indices[device, member])
             held = problem.needs[device, member, place - 1] if place else 0.0
-            spent = now.rates[device, member] / max(problem.paced[device, member, place - 1], 1e-300) if place else 0.0
+            spent = now.rates[device, member] / max(problem.speeds[device, member, place - 1], 1e-300) if place else 0.0
             for size in range(len(problem.batch_sizes)):
                 need = problem.needs[device, member, size]
                 if place:

@@ -1,4 +1,4 @@
-"""What benchmarks teach the model: how fast devices really are, how members disturb each other, what memory holds."""
+"""What benchmarks teach the model: how members disturb each other, and what memory holds."""
 
 from __future__ import annotations
 
@@ -8,52 +8,19 @@ from dataclasses import replace
 import numpy as np
 
 from ensemble_core.allocation.candidate import Candidate, Measured
-from ensemble_core.allocation.model import INTERFERENCE, Floats, Problem, demand, pulled, shared
+from ensemble_core.allocation.model import Floats, Problem, pulled, shared
 
 Seen = Mapping[Candidate, Sequence[Measured]]
 
-WORKING = 0.05  # share of its time that a device works, from which it tells something
-TRUST = 1.0  # observations that the assumption of a device's pace is worth
-PRIOR = 3.0  # likewise of interference
-GRID = (0.0, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3)  # of interference, where the server does not tell how busy devices are
+GRID = (0.0, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3)  # of interference
 ENOUGH = 4  # candidates for that
 FULL = 0.5  # of a device's memory that must have been asked for if a failure that names none is to be blamed on it
 MOST = 1.5  # by which memory estimates grow at most
 
 
 def fitted(problem: Problem, seen: Seen) -> Problem:
-    """The problem with pace, interference and needs as measurements correct them."""
-    paced = _by_busy(problem, seen) or _by_throughput(problem, seen)
-    return _with_memory(paced, seen)
-
-
-def _by_busy(problem: Problem, seen: Seen) -> Problem | None:
-    """Compare how long devices worked with how long they should have: none if no server told."""
-    observed: list[tuple[int, int, float]] = []  # device, workers, times slower than its members alone
-    for candidate, measurements in seen.items():
-        if candidate.shares is None:
-            continue  # who did how much is not known
-        indices = problem.indices(candidate.matrix)
-        seconds = demand(problem.speeds, indices, np.array(candidate.shares))
-        counts = (indices > 0).sum(axis=1)
-        for measured in measurements:
-            if measured.busy is None or measured.samples_per_second <= 0:
-                continue
-            wanted = seconds * measured.samples_per_second
-            observed += [
-                (d, int(counts[d]), measured.busy[d] / wanted[d])
-                for d in np.flatnonzero((wanted > WORKING) & (np.array(measured.busy) > WORKING)).tolist()
-            ]
-    if not observed:
-        return None
-    together = [(slower - 1) / (count - 1) for _, count, slower in observed if count > 1]
-    total = sum(min(max(value, 0.0), 0.5) for value in together)
-    interference = (total + PRIOR * INTERFERENCE) / (len(together) + PRIOR)
-    logs, weights = np.zeros(problem.devices), np.full(problem.devices, TRUST)
-    for device, count, slower in observed:
-        logs[device] -= np.log(slower / (1 + interference * (count - 1)))
-        weights[device] += 1
-    return replace(problem, interference=interference, pace=np.exp(logs / weights))
+    """The problem with interference and needs as measurements correct them."""
+    return _with_memory(_by_throughput(problem, seen), seen)
 
 
 def _by_throughput(problem: Problem, seen: Seen) -> Problem:

@@ -31,7 +31,6 @@ class Throughput(Frozen):
     how: Literal["measured"] = "measured"
     reason: str | None = None  # of a 0
     device: int | None = Field(None, ge=0)  # row that had too little memory, where the server tells
-    busy: tuple[float, ...] | None = None  # share of the time that each device worked, where the server tells
     latency_seconds: tuple[float, float, float] | None = None  # of a request: median, 90th and 99th percentile
 
     def measured(self) -> Measured:
@@ -41,7 +40,6 @@ class Throughput(Frozen):
             spread=self.spread,
             reason=self.reason,
             device=self.device,
-            busy=self.busy,
             latency=self.latency_seconds,
         )
 

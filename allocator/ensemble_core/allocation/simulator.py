@@ -15,8 +15,8 @@ import numpy as np
 
 from ensemble_core.allocation.candidate import Candidate, Measured
 from ensemble_core.allocation.model import Floats
+from ensemble_core.serving.backends.averaging.routing import DEPTH, Player, deal, segments
 
-SEGMENT = 128  # samples
 NOTHING_LEFT = 1e-12  # seconds
 WARM_UP = 0.25  # of the requests that are not counted
 
@@ -30,12 +30,14 @@ class Load:
         samples: Of one request.
         requests: Answered until the run ends; the first quarter warms up, unless there is but one.
         rate: Samples/s that arrive at random moments whatever is answered (open loop); then `in_flight` does not count.
+        segment: Samples of the pieces that the front model cuts requests into.
     """
 
     in_flight: int = 4
     samples: int = 1024
     requests: int = 16
     rate: float | None = None
+    segment: int = 128
 
 
 ALL_QUEUED = Load(in_flight=1, samples=16384, requests=1)
@@ -73,7 +75,8 @@ class Run:
     """What a simulated load met.
 
     Args:
-        throughput: Samples/s between the end of the warm-up and the last answer.
+        throughput: Samples/s between the end of the warm-up and the last answer. Counts what members have answered, in
+            the mean of them, for requests end in bursts.
         latencies: Seconds of each counted request.
         busy: Share of the whole time in which each device worked.
     """
@@ -107,7 +110,7 @@ class Simulator:
         salt = [self.seed, repeat, *np.ravel(candidate.matrix.batch_sizes).tolist(), int(1e6 * sum(candidate.key))]
         factor = max(0.01, 1 + self.noise * float(np.random.default_rng(salt).standard_normal()))
         latencies = tuple(float(np.percentile(run.latencies, p)) for p in (50, 90, 99))
-        return Measured(run.throughput * factor, self.noise, busy=run.busy, latency=latencies)
+        return Measured(run.throughput * factor, self.noise, latency=latencies)
 
     def exact(self, candidate: Candidate) -> Run:
         """Without noise."""
@@ -118,17 +121,19 @@ class Simulator:
 
 def simulate(truth: Truth, candidate: Candidate, load: Load, seed: int = 0) -> Run:
     """Run a load against a matrix that fits. O(events·workers of a device); batches are events where members pull."""
-    server = _Server(truth, candidate)
+    server = _Server(truth, candidate, load.segment)
     arrivals = _arrivals(load, seed)
     began: dict[int, float] = {}
-    ends: list[tuple[float, float]] = []  # moment, latency
+    latencies: list[float] = []
+    warm = int(WARM_UP * load.requests) if load.requests > 1 else 0
+    start, done = 0.0, 0  # the end of the warm-up, and what members had answered by then
     issued = 0
     waiting = next(arrivals) if arrivals else None
     if not arrivals:
         for issued in range(1, load.in_flight + 1):
             began[issued] = 0.0
             server.take(issued, load.samples)
-    while len(ends) < load.requests:
+    while len(latencies) < load.requests:
         upcoming = server.next_event()
         if waiting is not None and arrivals and waiting <= upcoming:
             issued += 1
@@ -138,16 +143,16 @@ def simulate(truth: Truth, candidate: Candidate, load: Load, seed: int = 0) -> R
             waiting = next(arrivals)
             continue
         for request in server.step():
-            ends.append((server.now, server.now - began.pop(request)))
+            latencies.append(server.now - began.pop(request))
+            if len(latencies) == warm:
+                start, done = server.now, server.answered
             if not arrivals and issued < load.requests + load.in_flight - 1:
                 issued += 1
                 began[issued] = server.now
                 server.take(issued, load.samples)
-    warm = int(WARM_UP * load.requests) if load.requests > 1 else 0
-    start = ends[warm - 1][0] if warm else 0.0
-    throughput = (len(ends) - warm) * load.samples / (ends[-1][0] - start)
+    throughput = (server.answered - done) / candidate.matrix.members / (server.now - start)
     busy = tuple(seconds / server.now for seconds in server.worked())
-    return Run(throughput, np.array([latency for _, latency in ends[warm:]]), busy)
+    return Run(throughput, np.array(latencies[warm:]), busy)
 
 
 def _arrivals(load: Load, seed: int) -> Iterator[float] | None:
@@ -176,8 +181,10 @@ class _Device:
 class _Server:
     """The state of the simulated server; time moves from event to event."""
 
-    def __init__(self, truth: Truth, candidate: Candidate) -> None:
+    def __init__(self, truth: Truth, candidate: Candidate, segment: int) -> None:
         self.now = 0.0
+        self.answered = 0  # samples, by each member
+        self._segment = segment
         self.busy = [0.0] * len(truth.capacity)
         entries = list(candidate.matrix.entries())
         self._device = [device for device, _, _ in entries]
@@ -189,13 +196,12 @@ class _Server:
         self._devices = [_Device() for _ in self.busy]
         members = candidate.matrix.members
         self._workers = [[i for i, own in enumerate(self._member) if own == m] for m in range(members)]
-        self._shares = None if candidate.shares is None else [candidate.shares[d][m] for d, m, _ in entries]
-        self._handed = [0.0] * len(entries)  # samples handed to a worker by its share, over the share
-        queues = members if self._shares is None else len(entries)
-        self._queues: list[deque[list[int]]] = [deque() for _ in range(queues)]
+        self._players = None if candidate.shares is None else _players(candidate, candidate.shares)
+        self._shared: list[deque[list[int]]] = [deque() for _ in range(members)]  # that any of a member's workers takes
+        self._queues: list[deque[list[int]]] = [deque() for _ in entries]  # of the workers' own: request, samples
         self._chunk: list[tuple[int, int] | None] = [None] * len(entries)  # request, samples
         self._work = [0.0] * len(entries)  # seconds on the device of that chunk
-        lone = [self._shares is not None or len(self._workers[m]) == 1 for m in self._member]
+        lone = [self._players is not None or len(self._workers[m]) == 1 for m in self._member]
         self._undivided = [own and host == 0 for own, host in zip(lone, self._host, strict=True)]
         self._missing: dict[int, int] = {}
         self._events: list[tuple[float, int, int, int]] = []  # moment, order, device or -1, version or worker
@@ -204,28 +210,44 @@ class _Server:
     def take(self, request: int, samples: int) -> None:
         """A request arrives."""
         self._missing[request] = samples * len(self._workers)
-        for member, workers in enumerate(self._workers):
-            for start in range(0, samples, SEGMENT):
-                self._hand_out(member, workers, request, min(SEGMENT, samples - start))
+        self._hand_out(request, samples)
+        for workers in self._workers:
             for worker in workers:
                 if self._chunk[worker] is None:
                     self._begin(worker)
                     self._plan(self._device[worker])
 
-    def _hand_out(self, member: int, workers: Sequence[int], request: int, samples: int) -> None:
-        if self._shares is None:
-            self._queues[member].append([request, samples])
-            return
-        while samples > 0:
-            worker = min(workers, key=lambda w: self._handed[w] + self._batch[w] / self._shares[w])  # type: ignore[index]
-            chunk = min(self._batch[worker], samples)
-            self._handed[worker] += chunk / self._shares[worker]
-            self._queues[worker].append([request, chunk])
-            samples -= chunk
+    def _hand_out(self, request: int, samples: int) -> None:
+        for member, workers in enumerate(self._workers):
+            for start, stop in segments(samples, self._segment):
+                if self._players is not None:
+                    for index, rows in deal(stop - start, self._players[member]):
+                        self._queues[workers[index]].append([request, rows])
+                elif len(workers) == 1:
+                    self._queues[workers[0]].append([request, stop - start])
+                else:
+                    self._shared[member].append([request, stop - start])
+                    self._pull(member)
+
+    def _pull(self, member: int) -> None:
+        """Workers with less than `DEPTH` calls in flight take what waits for any of them, who has the fewest first."""
+        queue, workers = self._shared[member], self._workers[member]
+        while queue:
+            calls = [len(self._queues[worker]) + (self._chunk[worker] is not None) for worker in workers]
+            fewest = min(calls)
+            if fewest == DEPTH:
+                return
+            worker = workers[calls.index(fewest)]
+            head = queue[0]
+            samples = min(self._batch[worker], head[1])
+            self._queues[worker].append([head[0], samples])
+            head[1] -= samples
+            if not head[1]:
+                queue.popleft()
 
     def _begin(self, worker: int) -> None:
         """Give an idle worker its next chunk, if there is one."""
-        queue = self._queues[self._member[worker] if self._shares is None else worker]
+        queue = self._queues[worker]
         if not queue:
             return
         if self._undivided[worker]:
@@ -337,10 +359,20 @@ class _Server:
             assert chunk is not None
             request, samples = chunk
             self._missing[request] -= samples
+            self.answered += samples
             if not self._missing[request]:
                 del self._missing[request]
                 completed.append(request)
         for worker in ended:
+            self._pull(self._member[worker])
             self._begin(worker)
         self._plan(device)
         return completed
+
+
+def _players(candidate: Candidate, shares: Sequence[Sequence[float]]) -> list[list[Player]]:
+    """The workers of each member, in the order of the devices, as samples are dealt to them."""
+    players: list[list[Player]] = [[] for _ in range(candidate.matrix.members)]
+    for device, member, size in candidate.matrix.entries():
+        players[member].append(Player(size, shares[device][member]))
+    return players

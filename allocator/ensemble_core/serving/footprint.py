@@ -25,9 +25,9 @@ from collections.abc import Callable
 import numpy as np
 
 from ensemble_core.allocation.plan import Plan, Worker
+from ensemble_core.serving.backends.averaging.routing import DEPTH
 
 REQUESTS = 4
-DEPTH = 2  # chunks of a worker in flight, as the backend `averaging` has it
 MIB = 1 << 20
 REGION_MIB, BASE_MIB, GPU_HOST_MIB = 2, 64, 2048
 

@@ -28,11 +28,10 @@ import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb
 from regions import Regions
-from routing import LATENCY_STEPS, Chunk, Combiner, Router, Rule, latency_step
+from routing import DEPTH, LATENCY_STEPS, Chunk, Combiner, Router, Rule, latency_step
 from tensors import tensor
 
 LOOK_SECONDS = 0.1  # between looks for overdue and cancelled requests
-DEPTH = 2  # calls of a worker in flight: one it works on, one that waits in Triton for it
 LONGEST = 1000  # characters of an error's message, or a few more
 
 WAIT_TIME, WAITS = "ensemble_wait_microseconds_total", "ensemble_wait_requests_total"

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 Item = TypeVar("Item")
 
+DEPTH = 2  # calls of a worker in flight: one that is worked on, and one that waits for it in Triton
 ERRORS_IN_A_ROW = 3  # then a worker is out of service
 OUT_OF_SERVICE = 5.0  # seconds
 # Latencies are counted by the power of ten that they are below, five to a decade: 10^-4 s, 10^-3.8 s, …, 10^2 s, and
@@ -50,14 +51,32 @@ class Chunk(Generic[Item]):
 
 
 @dataclass
-class _Worker(Generic[Item]):
+class Player:
+    """Who rows are dealt to: how many at a time, its part of all, and when it has done with them, in virtual time."""
+
     batch: int
     share: float
+    finish: float = 0.0  # rows dealt to it by its share
+
+
+def deal(rows: int, players: Sequence[Player]) -> Iterator[tuple[int, int]]:
+    """Deal rows out in pieces of the players' batch sizes: (player, rows); each goes to who would be finished first."""
+    left = rows
+    while left > 0:
+        finish = [player.finish + min(player.batch, left) / player.share for player in players]
+        best = finish.index(min(finish))
+        players[best].finish = finish[best]
+        piece = min(players[best].batch, left)
+        yield best, piece
+        left -= piece
+
+
+@dataclass
+class _Worker(Player, Generic[Item]):
     queue: deque[Chunk[Item]] = field(default_factory=deque)  # for this worker alone
     errors: int = 0  # in a row
     out_until: float = 0.0
     overdue: int = 0  # calls that have outlived their request
-    finish: float = 0.0  # virtual: samples dealt to it by its share
     away: bool = False  # was out of service when it was last looked at
 
     def in_service(self, now: float) -> bool:
@@ -157,15 +176,11 @@ class Router(Generic[Item]):
         return any(worker.in_service(now) for worker in self._workers)
 
     def _deal(self, chunk: Chunk[Item], now: float) -> None:
-        """Deal rows out in pieces of the workers' batch sizes; each goes to who would be finished first."""
+        """To those in service, or to all if nobody is."""
         able = [worker for worker in self._workers if worker.in_service(now)] or self._workers
         start = chunk.start
-        while start < chunk.stop:
-            left = chunk.stop - start
-            best = min(able, key=lambda worker: worker.finish + min(worker.batch, left) / worker.share)
-            rows = min(best.batch, left)
-            best.finish += rows / best.share
-            best.queue.append(Chunk(chunk.item, start, start + rows, chunk.retries))
+        for index, rows in deal(chunk.stop - chunk.start, able):
+            able[index].queue.append(Chunk(chunk.item, start, start + rows, chunk.retries))
             start += rows
 
     def _look_who_is_away(self, now: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -204,18 +205,27 @@ def test_a_server_that_serves_nothing() -> None:
     assert guided(case, None, None, bench, Throughput(), 4, seed=0) is None
 
 
-def test_slow_devices_and_neighbours_that_disturb_are_learnt() -> None:
+CROWDED = [
+    Candidate(Matrix(((32, 32), (0, 32))), ((1.0, 0.3), (0.0, 0.7))),
+    Candidate(Matrix(((32, 0), (32, 32))), ((0.6, 0.0), (0.4, 1.0))),
+    Candidate(Matrix(((32, 32), (32, 32))), ((0.5, 0.5), (0.5, 0.5))),
+    Candidate(Matrix(((32, 0), (0, 32)))),
+]
+
+
+def test_neighbours_that_disturb_are_learnt() -> None:
     case = problem([2.0, 2.0], devices=2)
-    slow = Problem(**{**vars(case), "pace": np.array([1.0, 0.7]), "interference": 0.2})
-    bench = Simulator(truth_of(slow), LOAD)
-    candidates = [
-        Candidate(Matrix(((32, 32), (0, 32))), ((1.0, 0.3), (0.0, 0.7))),
-        Candidate(Matrix(((32, 0), (32, 32))), ((0.6, 0.0), (0.4, 1.0))),
-        Candidate(Matrix(((32, 32), (32, 32))), ((0.5, 0.5), (0.5, 0.5))),
-    ]
-    learnt = fitted(case, {candidate: [bench(candidate)] * 3 for candidate in candidates})
-    assert learnt.interference > 0.08
-    assert learnt.pace[1] < 0.85 < learnt.pace[0]
+    bench = Simulator(truth_of(replace(case, interference=0.2)), LOAD)
+    seen = {candidate: [bench(candidate)] for candidate in CROWDED}
+    assert fitted(case, seen).interference > 0.08
+    few = {candidate: seen[candidate] for candidate in CROWDED[:3]}
+    assert fitted(case, few).interference == case.interference
+
+
+def test_what_is_slower_everywhere_tells_nothing_of_neighbours() -> None:
+    case = problem([2.0, 2.0], devices=2)
+    bench = Simulator(truth_of(replace(case, speeds=0.8 * case.speeds)), LOAD)
+    assert fitted(case, {candidate: [bench(candidate)] for candidate in CROWDED}).interference == case.interference
 
 
 def test_an_instance_of_the_study_comes_within_a_tenth_of_the_bound() -> None:

@@ -206,6 +206,18 @@ def test_the_load_is_one_segment_or_the_largest_request(make_subject: Callable[.
     assert load_settings(deployment) == {"secondsPerBenchmark": 3, "inFlight": 3, "samplesPerRequest": 128}
 
 
+def test_more_devices_are_measured_with_more_requests_and_found_by_them(make_subject: Callable[..., Subject]) -> None:
+    server, subject = Server(), make_subject()
+    (group,) = subject.deployment.spec.devices
+    spec = subject.deployment.spec.model_copy(update={"devices": (group.model_copy(update={"count": 8}),)})
+    deployment = subject.deployment.model_copy(update={"spec": spec})
+    Bench(replace(subject, deployment=deployment), SIGNATURE, PACE, server)(CANDIDATE)
+    deadline = PACE.deadline(CANDIDATE.matrix, 9 * 128)
+    assert [load[2:] for load in server.loads] == [(9, 128, deadline)]
+    assert server.applied[0].answering.deadline_seconds == deadline
+    assert load_settings(deployment)["inFlight"] == 9
+
+
 def test_the_server_tells_its_version() -> None:
     found = server_version()
     assert found.name == "nvidia-pytriton"

@@ -53,7 +53,7 @@ def plain_span(speeds: np.ndarray, interference: float) -> float:
 @given(problems(), st.integers(0, 10_000))
 def test_many_spans_at_once_are_each_as_written_out(case: Problem, seed: int) -> None:
     matrices = [case.indices(random_matrix(case, seed + i)) for i in range(3)]
-    speeds = np.stack([picked(case.paced, indices) for indices in matrices])
+    speeds = np.stack([picked(case.speeds, indices) for indices in matrices])
     found, means = spans(speeds, case.interference)
     assert found == pytest.approx([plain_span(each, case.interference) for each in speeds])
     assert (means <= found + 1e-12).all()
@@ -74,7 +74,7 @@ def test_no_routing_exceeds_the_bound_and_pulling_not_the_best_shares(case: Prob
 def test_the_bound_counts_devices_of_each_type() -> None:
     alike, pair = problem([2.0], 1), problem([2.0], 2)
     assert upper_bound(pair) == pytest.approx(2 * upper_bound(alike))
-    slower = Problem(**{**vars(pair), "pace": np.array([1.0, 0.5])})
+    slower = Problem(**{**vars(pair), "kinds": ("x", "y"), "speeds": pair.speeds * np.array([[[1.0]], [[0.5]]])})
     assert upper_bound(slower) == pytest.approx(1.5 * upper_bound(alike))
 
 

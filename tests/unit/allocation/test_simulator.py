@@ -10,7 +10,8 @@ from ensemble_core.allocation.candidate import Candidate
 from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.model import Problem, pulled, route, upper_bound
 from ensemble_core.allocation.objectives import truth_of
-from ensemble_core.allocation.simulator import ALL_QUEUED, Load, Simulator, simulate
+from ensemble_core.allocation.simulator import ALL_QUEUED, Load, Simulator, Truth, _Server, simulate
+from ensemble_core.serving.backends.averaging.routing import Router
 
 CLOSED = Load(in_flight=3, samples=1024, requests=24)
 
@@ -51,6 +52,54 @@ def test_devices_work_just_as_long_as_what_they_do_takes() -> None:
     run = simulate(truth_of(calm), candidate, Load(samples=96, requests=400, rate=250))
     assert run.busy[0] / run.busy[1] == pytest.approx(1.05 / 0.95, rel=0.01)
     assert run.busy[1] == pytest.approx(250 * 0.95 * 2.25e-3, rel=0.25)  # as many as chance sends
+
+
+def flat(devices: int, seconds: float = 0.01) -> Truth:
+    """Devices on which a batch of a member takes equally long, whatever its size."""
+    return Truth(
+        np.full((devices, 1, 129), seconds), np.zeros((devices, 1, 129)), np.ones(devices), np.zeros((1, 1)), 0.0
+    )
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.tuples(st.sampled_from([8, 16, 32, 128]), st.floats(0.01, 1)), min_size=2, max_size=5),
+    st.integers(1, 200),
+    st.lists(st.integers(1, 400), min_size=1, max_size=6),
+)
+def test_samples_are_dealt_as_the_server_deals_them(
+    workers: list[tuple[int, float]], segment: int, requests: list[int]
+) -> None:
+    matrix = Matrix(tuple((size,) for size, _ in workers))
+    server = _Server(flat(len(workers)), Candidate(matrix, tuple((share,) for _, share in workers)), segment)
+    router: Router[int] = Router(workers, segment, "weights")
+    for number, samples in enumerate(requests):
+        router.put(number, samples)
+        server._hand_out(number, samples)
+    for worker, queue in enumerate(server._queues):
+        dealt = []
+        while chunk := router.take(worker):
+            dealt.append([chunk.item, chunk.stop - chunk.start])
+        assert [list(each) for each in queue] == dealt
+
+
+def test_a_segment_ends_a_batch() -> None:
+    """Batches of 32 with segments of 40 are one of 32 and one of 8, which takes as long here."""
+    run = simulate(flat(1), Candidate(Matrix(((32,),))), Load(3, 40, 30, segment=40))
+    assert run.throughput == pytest.approx(40 / 0.02)
+    assert simulate(flat(1), Candidate(Matrix(((32,),))), Load(3, 40, 30, segment=8)).throughput == pytest.approx(
+        8 / 0.01
+    )
+
+
+def test_a_worker_pulls_two_batches_at_most() -> None:
+    """The slow one holds on to its second batch, though the fast one is idle."""
+    seconds = np.stack([np.full((1, 129), 1.0), np.full((1, 129), 0.1)])
+    truth = Truth(seconds, np.zeros((2, 1, 129)), np.ones(2), np.zeros((1, 1)))
+    both = Candidate(Matrix(((32,), (32,))))
+    assert simulate(truth, both, Load(1, 4 * 32, 1)).latencies == pytest.approx([2.0])
+    assert simulate(truth, both, Load(1, 14 * 32, 1)).latencies == pytest.approx([2.0])
+    assert simulate(truth, both, Load(1, 2 * 32, 1)).latencies == pytest.approx([1.0])
 
 
 def test_a_slow_client_waits_only_for_the_work() -> None:

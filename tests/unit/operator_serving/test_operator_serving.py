@@ -23,6 +23,7 @@ from ensemble_operator.names import Owner
 from ensemble_operator.reports import typed
 from ensemble_operator.serving import (
     QUEUE_METRIC,
+    REQUEST_MIB,
     Allocation,
     Served,
     build_autoscaler,
@@ -100,8 +101,14 @@ def test_device_pod() -> None:
     found = device_pod(served(devices=devices).spec)
     assert found.devices == (("nvidia.com/gpu", 3), ("nvidia.com/mig-1g.10gb", 2))
     assert found.cpu == 3 * 4 + 1 + 5
-    assert found.memory == 2048 + 3 * 512 + 1024 + 5 * 1024
-    assert found.memory_limit == 2048 + 3 * 512 + 4096 + 5 * 4096
+    of_requests = (10 - 3) * REQUEST_MIB  # in flight beside those of two devices
+    assert found.memory == 2048 + of_requests + 3 * 512 + 1024 + 5 * 1024
+    assert found.memory_limit == 2048 + of_requests + 3 * 512 + 4096 + 5 * 4096
+
+
+def test_two_devices_need_no_more_memory_for_requests() -> None:
+    devices = [{"name": "cores", "type": "cpu", "count": 2, "memoryMiB": 512}]
+    assert device_pod(served(devices=devices).spec).memory == 2048 + 2 * 512
 
 
 @pytest.mark.parametrize(
