@@ -158,7 +158,7 @@ def find_allocation(
     """
     optimization = subject.deployment.spec.optimization
     sides = [row.type for row in subject.devices]
-    problem = problem_of(sides, optimization.batch_sizes, speeds, memory)
+    problem = problem_of(sides, subject.deployment.spec.batch_sizes, speeds, memory)
     incumbent = None
     if optimization.algorithm == "guided":
         incumbent = _incumbent(where, results, subject, memory, problem)
@@ -273,7 +273,7 @@ def _start(
     except UserError:
         if spec.algorithm != "guided":
             raise
-        built = construct(up_to(problem, spec.batch_sizes[0]))
+        built = construct(up_to(problem, problem.batch_sizes[0]))
         if built is not None:
             return unchanged(problem, problem.matrix(built[0]), routing)
         if incumbent is None or spec.objective == "fewest-devices":
@@ -300,7 +300,7 @@ def _by_reference(
     where: str, subject: Subject, memory: Memory, speeds: Speeds, start: Matrix, bench: Callable[[Matrix], Measured]
 ) -> Matrix:
     """What a reference algorithm finds; what it chose without benchmarks is measured."""
-    spec = subject.deployment.spec.optimization
+    spec, sizes = subject.deployment.spec.optimization, subject.deployment.spec.batch_sizes
     objective = objective_of(subject)
 
     def score(matrix: Matrix) -> float:
@@ -309,19 +309,19 @@ def _by_reference(
     match spec.algorithm:
         case "bounded-greedy":
             bounds = Bounds(spec.max_neighs, spec.max_iter, spec.max_benchmarks)
-            return bounded_greedy(start, spec.batch_sizes, memory.fits, score, bounds, spec.seed)
+            return bounded_greedy(start, sizes, memory.fits, score, bounds, spec.seed)
         case "paper-greedy":
-            return paper_greedy(start, spec.batch_sizes, memory.fits, score, spec.max_benchmarks, spec.seed)
+            return paper_greedy(start, sizes, memory.fits, score, spec.max_benchmarks, spec.seed)
         case "best-batch":
             try:
-                matrix = best_batch(speeds.at, memory, spec.batch_sizes)
+                matrix = best_batch(speeds.at, memory, sizes)
             except ValueError as error:
                 raise UserError(_field(where, "optimization.algorithm"), f"best-batch: {error}") from None
             except DoesNotFitError as lack:
                 raise _does_not_fit(where, subject, lack) from lack
         case "latency-greedy":
             try:
-                matrix = latency_greedy(speeds.at, memory, spec.batch_sizes[0])
+                matrix = latency_greedy(speeds.at, memory, sizes[0])
             except DoesNotFitError as lack:
                 raise _does_not_fit(where, subject, lack) from lack
         case _:
@@ -340,7 +340,7 @@ def _incumbent(where: str, results: Results, subject: Subject, memory: Memory, p
         matrix, shares = given_matrix(where, subject, memory), given_shares(where, subject)
         return unchanged(problem, matrix, routing) if shares is None else Candidate.weighted(matrix, shares)
     models = [member.sha256 for member in subject.members]
-    allowed = set(subject.deployment.spec.optimization.batch_sizes)
+    allowed = set(subject.deployment.spec.batch_sizes)
     known = [
         found
         for key, content in sorted(results.results("allocations").items())
@@ -379,8 +379,8 @@ def given_matrix(where: str, subject: Subject, memory: Memory) -> Matrix:
             problem = f"has {len(row.batch_sizes)} entries for {len(subject.members)} members"
             raise UserError(f"{field}[{index}].batchSizes", problem)
         for size in row.batch_sizes:
-            if size and size not in spec.batch_sizes:
-                allowed = ", ".join(map(str, spec.batch_sizes))
+            if size and size not in subject.deployment.spec.batch_sizes:
+                allowed = ", ".join(map(str, subject.deployment.spec.batch_sizes))
                 raise UserError(f"{field}[{index}].batchSizes", f"{size} is not among batchSizes: 0, {allowed}")
         rows[row.device] = list(row.batch_sizes)
     absent = [
@@ -443,7 +443,7 @@ def starting_matrix(where: str, subject: Subject, memory: Memory) -> Matrix:
     """
     spec = subject.deployment.spec
     kinds: list[DeviceKind] = [row.type for row in subject.devices]
-    batch_size = spec.optimization.batch_sizes[0]
+    batch_size = spec.batch_sizes[0]
     try:
         return worst_fit_decreasing(memory, kinds, batch_size)
     except DoesNotFitError as lack:
@@ -455,7 +455,7 @@ def _does_not_fit(where: str, subject: Subject, lack: DoesNotFitError) -> UserEr
     return UserError(
         f"{where}[{group_of(spec.devices, row)}]",
         f"the devices cannot hold the members: {subject.members[lack.member].model_id} needs {lack.needed:.0f} MiB "
-        f"at batch size {spec.optimization.batch_sizes[0]}, but {row.name} has {lack.left:.0f} of {row.memory_mib:.0f} "
+        f"at batch size {spec.batch_sizes[0]}, but {row.name} has {lack.left:.0f} of {row.memory_mib:.0f} "
         f"MiB left, {lack.needed - lack.left:.0f} MiB too few; add devices or memoryMiB, or choose a smaller budget",
     )
 

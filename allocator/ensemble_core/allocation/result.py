@@ -171,17 +171,18 @@ class Subject:
     def digest(self) -> str:
         """Of everything that the allocation depends on; free memory, which changes by the minute, is left out."""
         spec = self.deployment.spec
-        return digest(
-            {
-                **self._measured(),
-                "name": self.deployment.metadata.name,
-                "selection": self.selection.document(),
-                "members": [member.model_dump(mode="json", exclude={"onnx"}) for member in self.members],
-                "memoryMiB": [device.memory_mib for device in spec.devices],
-                "optimization": spec.optimization.document(),
-                "routing": spec.serving.routing,
-            }
-        )
+        content = {
+            **self._measured(),
+            "name": self.deployment.metadata.name,
+            "selection": self.selection.document(),
+            "members": [member.model_dump(mode="json", exclude={"onnx"}) for member in self.members],
+            "memoryMiB": [device.memory_mib for device in spec.devices],
+            "optimization": spec.optimization.document(),
+            "routing": spec.serving.routing,
+        }
+        if spec.batch_sizes != spec.optimization.batch_sizes:
+            content["batchSizes"] = list(spec.batch_sizes)
+        return digest(content)
 
     def _measured(self) -> dict[str, Any]:
         serving = self.deployment.spec.serving

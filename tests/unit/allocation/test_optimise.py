@@ -478,6 +478,29 @@ def test_reference_algorithms_by_name(
     assert (found.shares, found.expected) == (None, None)
 
 
+@pytest.mark.parametrize(
+    ("serving", "sizes"),
+    [
+        ({"segment_size": 128}, (8, 16, 32, 64, 128)),
+        ({"segment_size": 64}, (8, 16, 32, 64)),
+        ({"max_batch_size": 24}, (8, 16, 24)),
+        ({"segment_size": 4}, (4,)),
+    ],
+)
+@pytest.mark.parametrize("algorithm", ["guided", "paper-greedy", "best-batch"])
+def test_no_batch_is_larger_than_can_be_filled(
+    results: Any, make_subject: Callable[..., Subject], serving: dict[str, int], sizes: tuple[int, ...], algorithm: str
+) -> None:
+    subject = make_subject(algorithm=algorithm, maxBenchmarks=9, batchSizes=[8, 16, 32, 64, 128])
+    spec = subject.deployment.spec.model_copy(update={"serving": Serving(**serving)})
+    subject = replace(subject, deployment=subject.deployment.model_copy(update={"spec": spec}))
+    assert spec.batch_sizes == sizes
+    machine = Machine()
+    found = allocate(results, subject, machine)
+    assert max(size for row in found.matrix for size in row) == sizes[-1]
+    assert {size for matrix in machine.measured for row in matrix.rows() for size in row} <= {0, *sizes}
+
+
 def test_best_batch_without_enough_devices(results: Any, make_subject: Callable[..., Subject]) -> None:
     with pytest.raises(
         UserError, match=r"optimization.algorithm: best-batch: 3 members need as many devices; there are 2"
