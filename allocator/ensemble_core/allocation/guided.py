@@ -94,6 +94,10 @@ class Ledger:
         scores = self.scores(candidate)
         return float(np.mean(scores)) if min(scores) > 0 else 0.0
 
+    def learnt(self, problem: Problem) -> Problem:
+        """The problem as the measurements correct it."""
+        return fitted(problem, self.seen, self.objective.saturated)
+
     def routed(self, problem: Problem, indices: Indices) -> tuple[Candidate, ...]:
         """A matrix in the ways of routing that are allowed."""
         return routed(problem, indices, self.routing)
@@ -139,7 +143,7 @@ def guided(
     best = _chosen(ledger, incumbent)
     if best is None:
         return None
-    known = fitted(problem, ledger.seen)
+    known = ledger.learnt(problem)
     scale = _calibration(known, ledger, best.shares is None)
     return Found(best, ledger.score(best), objective.expected(known, best) * scale)
 
@@ -169,7 +173,7 @@ def _explore(problem: Problem, ledger: Ledger, incumbent: Candidate | None, seed
         best = max(map(ledger.score, ledger.seen), default=0.0)
         if best >= enough or ledger.left <= (kept if keeps_limit(best) else 0):
             return
-        known = fitted(problem, ledger.seen)
+        known = ledger.learnt(problem)
         due = turn % PROPOSE_EVERY == 0 or ledger.failed
         promising = None if due else _most_promising(known, pool, ledger)
         if promising is None:  # what was proposed is measured, or does not fit by what has been learnt

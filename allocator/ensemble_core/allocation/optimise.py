@@ -166,7 +166,7 @@ def find_allocation(
 
     def served(candidate: Candidate, repeat: int = 0) -> Measured:
         measured = bench(candidate, repeat)
-        if candidate == start and not candidate.matrix.divided and measured.device is None:
+        if candidate == start and not candidate.matrix.divided and not measured.short_of_memory:
             _refuse_if_hopeless(where, bench)
         return measured
 

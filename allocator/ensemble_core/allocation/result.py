@@ -30,6 +30,7 @@ class Throughput(Frozen):
     client_cores: float = Field(0, ge=0)  # CPU cores that the load generator used, one at most
     how: Literal["measured"] = "measured"
     reason: str | None = None  # of a 0
+    memory: bool | None = None  # whether that tells of a lack of memory; none: served, or measured before that was told
     device: int | None = Field(None, ge=0)  # row that had too little memory, where the server tells
     busy: tuple[float, ...] | None = None  # share of the time that each device worked, where the server tells
     latency_seconds: tuple[float, float, float] | None = None  # of a request: median, 90th and 99th percentile
@@ -40,6 +41,7 @@ class Throughput(Frozen):
             samples_per_second=self.samples_per_second,
             spread=self.spread,
             reason=self.reason,
+            memory=bool(self.memory),
             device=self.device,
             busy=self.busy,
             latency=self.latency_seconds,

@@ -18,7 +18,15 @@ from ensemble_core.allocation.fewest import fewest_devices
 from ensemble_core.allocation.guided import FAR, REPEATS, Ledger, _chosen, _confirm, guided, promised
 from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.model import Problem, pulled, route, upper_bound
-from ensemble_core.allocation.objectives import OVER, Latency, Throughput, ThroughputWithin, keeps_limit, truth_of
+from ensemble_core.allocation.objectives import (
+    OVER,
+    Latency,
+    Objective,
+    Throughput,
+    ThroughputWithin,
+    keeps_limit,
+    truth_of,
+)
 from ensemble_core.allocation.paper import calibrated_case, parse_devices
 from ensemble_core.allocation.polish import polish
 from ensemble_core.allocation.refit import fitted
@@ -237,11 +245,35 @@ def test_after_a_lesson_other_matrices_are_proposed() -> None:
 def test_a_device_is_blamed_if_the_server_names_it_or_if_it_is_rather_full() -> None:
     case = problem([4.0, 4.0], devices=2, memory=100.0, need=40.0)
     light, heavy = (Candidate(Matrix(rows)) for rows in (((8, 0), (0, 8)), ((8, 8), (0, 8))))
-    unclear, told = Measured(0.0, reason="it died"), Measured(0.0, reason="out of memory", device=0)
+    unclear = Measured(0.0, reason="killed by signal 9", memory=True)
+    told = Measured(0.0, reason="out of memory", memory=True, device=0)
     assert (fitted(case, {light: [unclear]}).needs == case.needs).all()
     assert fitted(case, {light: [told]}).needs[0, 0, 0] == pytest.approx(40 * 1.5)
     for lesson in (unclear, told):
         assert fitted(case, {heavy: [lesson]}).needs[1, 0, 0] == pytest.approx(50.05)
+
+
+def test_what_fails_for_another_reason_says_nothing_of_memory() -> None:
+    case = problem([4.0, 4.0], devices=2, memory=100.0, need=40.0)
+    heavy = Candidate(Matrix(((8, 8), (0, 8))))
+    assert (fitted(case, {heavy: [Measured(0.0, reason="the server is gone")] * 2}).needs == case.needs).all()
+
+
+def test_what_neighbours_cost_is_learnt_from_throughput_alone() -> None:
+    """One request in flight: more devices are no faster, as if neighbours cost nothing where there are most of them."""
+    case = problem([2.0, 2.0], devices=2)
+    rows = [((8, 8), (0, 0)), ((8, 0), (0, 8)), ((8, 8), (8, 8)), ((32, 32), (0, 32))]
+    seen = {Candidate(Matrix(each)): [Measured(100.0, latency=(0.1, 0.1, 0.1))] for each in rows}
+    load = Load(in_flight=1, samples=8, requests=8)
+
+    def bench(candidate: Candidate, repeat: int = 0) -> Measured:
+        return seen[candidate][0]
+
+    def learnt(objective: Objective) -> float:
+        return Ledger(bench, objective, 9, "auto", seen=seen).learnt(case).interference
+
+    assert learnt(Throughput()) != case.interference
+    assert learnt(Latency(99, load)) == learnt(within(10)) == case.interference
 
 
 @pytest.mark.parametrize("failing", [0, 1])

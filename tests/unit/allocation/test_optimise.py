@@ -221,6 +221,30 @@ def test_guided_ends_at_once_when_its_start_fails_but_not_for_want_of_memory(
     assert found.throughput.samples_per_second > 0
 
 
+def test_guided_goes_on_when_its_start_lacks_memory_on_a_device_that_is_not_told(
+    results: Any, make_subject: Callable[..., Subject]
+) -> None:
+    subject = make_subject(algorithm="guided", devices=3, maxBenchmarks=12)
+    devices = (subject.devices[0].model_copy(update={"memory_mib": 2000.0}), *subject.devices[1:])
+
+    class Killed(Cramped):
+        def __call__(self, candidate: Candidate) -> Throughput:
+            return super().__call__(candidate).model_copy(update={"memory": True})
+
+    machine = Killed(tells=False)
+    found = allocate(results, replace(subject, devices=devices), machine)
+    assert machine.measured[0] == Matrix(found.start.matrix) == Matrix(((8, 8), (0, 0), (0, 0)))
+    assert found.start.throughput == Throughput(samples_per_second=0, reason="too much", memory=True)
+    assert all(sum(map(bool, row)) <= 1 for row in found.matrix)
+
+
+def test_records_from_before_lacks_of_memory_were_told_are_read() -> None:
+    stored = {"samplesPerSecond": 0, "reason": "it died"}
+    assert not Throughput.model_validate(stored).measured().short_of_memory
+    assert Throughput.model_validate({**stored, "device": 1}).measured().short_of_memory
+    assert "memory" not in Throughput(samples_per_second=9.0).document()
+
+
 def test_a_start_that_fails_beside_an_incumbent_that_is_served_ends_nothing(
     results: Any, make_subject: Callable[..., Subject]
 ) -> None:
