@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -23,7 +23,7 @@ from ensemble_core.allocation.candidate import Benchmark as Ask
 from ensemble_core.allocation.candidate import Candidate, Measured
 from ensemble_core.allocation.construct import construct
 from ensemble_core.allocation.fewest import fewest_devices
-from ensemble_core.allocation.guided import Found, guided, unchanged
+from ensemble_core.allocation.guided import guided, unchanged
 from ensemble_core.allocation.load import load_of
 from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.memory import Memory
@@ -51,6 +51,14 @@ Seen = Callable[[Benchmark], None]
 
 SHARES_OFF = 0.02  # from 1, that the sum of a member's shares may be: people round
 MODELLED_REQUESTS = 24  # of a load that is simulated to rank candidates
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What an algorithm chose, and the samples/s that the corrected model gives it, if one was asked."""
+
+    best: Candidate
+    expected: float | None = None
 
 
 class Results(Protocol):
@@ -156,44 +164,43 @@ def find_allocation(
             more devices, the server could serve none of the candidates, none gives what is required, or none keeps to
             the latency.
     """
-    optimization = subject.deployment.spec.optimization
-    sides = [row.type for row in subject.devices]
-    problem = problem_of(sides, subject.deployment.spec.batch_sizes, speeds, memory)
-    incumbent = None
-    if optimization.algorithm == "guided":
-        incumbent = _incumbent(where, results, subject, memory, problem)
+    problem = problem_of([row.type for row in subject.devices], subject.deployment.spec.batch_sizes, speeds, memory)
+    incumbent = _incumbent(where, results, subject, memory, problem)
     start = _start(where, subject, memory, problem, incumbent)
+    ask = _unless_hopeless(where, bench, start)
+    if subject.deployment.spec.optimization.algorithm == "guided":
+        choice = _guided(problem, start, incumbent, ask, subject)
+    else:
+        choice = _by_reference(where, problem, subject, memory, speeds, start, ask)
+    if choice is None:
+        raise _nothing_served(where, bench)
+    found = _result(subject, start, choice, bench, problem)
+    _refuse_what_falls_short(where, subject, bench, found)
+    return _parsed(subject, results.write_result("allocations", found.digest, found.document()))
 
-    def served(candidate: Candidate, repeat: int = 0) -> Measured:
+
+def _unless_hopeless(where: str, bench: Benchmarks, start: Candidate | None) -> Ask:
+    """The benchmark, which ends the run if the smallest workers fail, on a start that routing has no part in."""
+
+    def ask(candidate: Candidate, repeat: int = 0) -> Measured:
         measured = bench(candidate, repeat)
         if candidate == start and not candidate.matrix.divided and not measured.short_of_memory:
             _refuse_if_hopeless(where, bench)
         return measured
 
-    expected = None
-    if optimization.algorithm == "guided":
-        found = _guided(problem, start, incumbent, served, subject)
-        if found is None:
-            raise _nothing_served(where, bench)
-        best, expected = found.best, found.expected if keeps_limit(found.expected) else None
-    else:
-        assert start is not None  # all these begin with worst-fit-decreasing
-        first = start.matrix
+    return ask
 
-        def as_routed(matrix: Matrix) -> Candidate:
-            return unchanged(problem, matrix, subject.deployment.spec.serving.routing)
 
-        best = as_routed(_by_reference(where, subject, memory, speeds, first, lambda matrix: served(as_routed(matrix))))
-    result = _result(subject, start, best, bench, problem, expected)
-    if result.throughput.samples_per_second == 0:
+def _refuse_what_falls_short(where: str, subject: Subject, bench: Benchmarks, found: AllocationResult) -> None:
+    """Refuse what cannot be served, does not give what is required, or breaks the limit of latency."""
+    optimization = subject.deployment.spec.optimization
+    reached, required = found.throughput.samples_per_second, optimization.required_samples_per_second
+    if reached == 0:
         raise _nothing_served(where, bench)
-    required = optimization.required_samples_per_second
-    reached = result.throughput.samples_per_second
     if optimization.objective == "fewest-devices" and required is not None and reached < required:
         told = _not_reached(required, reached, bench, optimization.max_benchmarks)
         raise UserError(_field(where, "optimization.requiredSamplesPerSecond"), told)
-    _refuse_if_too_slow(where, subject, bench, best)
-    return _parsed(subject, results.write_result("allocations", result.digest, result.document()))
+    _refuse_if_too_slow(where, subject, bench, found.candidate)
 
 
 def _nothing_served(where: str, bench: Benchmarks) -> UserError:
@@ -287,25 +294,44 @@ def _guided(
     incumbent: Candidate | None,
     bench: Ask,
     subject: Subject,
-) -> Found | None:
+) -> _Choice | None:
+    """What the default algorithm finds; none if nothing could be served."""
     spec, routing = subject.deployment.spec.optimization, subject.deployment.spec.serving.routing
     if spec.objective == "fewest-devices":
         required = spec.required_samples_per_second or 0.0
-        return fewest_devices(problem, required, bench, spec.max_benchmarks, spec.seed, routing)
-    objective = objective_of(subject)
-    return guided(problem, start, incumbent, bench, objective, spec.max_benchmarks, spec.seed, routing)
+        found = fewest_devices(problem, required, bench, spec.max_benchmarks, spec.seed, routing)
+    else:
+        objective = objective_of(subject)
+        found = guided(problem, start, incumbent, bench, objective, spec.max_benchmarks, spec.seed, routing)
+    if found is None:
+        return None
+    return _Choice(found.best, found.expected if keeps_limit(found.expected) else None)
 
 
 def _by_reference(
-    where: str, subject: Subject, memory: Memory, speeds: Speeds, start: Matrix, bench: Callable[[Matrix], Measured]
-) -> Matrix:
-    """What a reference algorithm finds; what it chose without benchmarks is measured."""
-    spec, sizes = subject.deployment.spec.optimization, subject.deployment.spec.batch_sizes
-    objective = objective_of(subject)
+    where: str,
+    problem: Problem,
+    subject: Subject,
+    memory: Memory,
+    speeds: Speeds,
+    start: Candidate | None,
+    bench: Ask,
+) -> _Choice:
+    """What a reference algorithm finds, routed as all of its matrices were."""
+    assert start is not None  # all these begin with worst-fit-decreasing
+    objective, routing = objective_of(subject), subject.deployment.spec.serving.routing
 
     def score(matrix: Matrix) -> float:
-        return objective.score(bench(matrix))
+        return objective.score(bench(unchanged(problem, matrix, routing)))
 
+    return _Choice(unchanged(problem, _reference(where, subject, memory, speeds, start.matrix, score), routing))
+
+
+def _reference(
+    where: str, subject: Subject, memory: Memory, speeds: Speeds, start: Matrix, score: Callable[[Matrix], float]
+) -> Matrix:
+    """The matrix of a reference algorithm; what it chose without benchmarks is measured."""
+    spec, sizes = subject.deployment.spec.optimization, subject.deployment.spec.batch_sizes
     match spec.algorithm:
         case "bounded-greedy":
             bounds = Bounds(spec.max_neighs, spec.max_iter, spec.max_benchmarks)
@@ -334,7 +360,10 @@ def _incumbent(where: str, results: Results, subject: Subject, memory: Memory, p
     """The matrix that the spec gives, or the best allocation that the library has for such members and devices.
 
     Those measured under the same load, by the same server, come first, by the objective; the others by samples/s.
+    Reference algorithms have none.
     """
+    if subject.deployment.spec.optimization.algorithm != "guided":
+        return None
     routing = subject.deployment.spec.serving.routing
     if subject.deployment.spec.optimization.matrix:
         matrix, shares = given_matrix(where, subject, memory), given_shares(where, subject)
@@ -463,12 +492,13 @@ def _does_not_fit(where: str, subject: Subject, lack: DoesNotFitError) -> UserEr
 def _result(
     subject: Subject,
     start: Candidate | None,
-    best: Candidate,
+    choice: _Choice,
     bench: Benchmarks,
     problem: Problem,
-    expected: float | None,
 ) -> AllocationResult:
     first, begun = bench.done[0], bench.of(start) if start else None
+    best, measured = choice.best, bench.of(choice.best)
+    assert measured is not None  # no algorithm chooses what it has not measured
     # Under a load that is not the largest, samples/s say nothing about the devices.
     saturated = subject.deployment.spec.optimization.objective != "latency"
     return AllocationResult(
@@ -480,7 +510,7 @@ def _result(
         device_fingerprint=device_fingerprint(subject.devices),
         matrix=best.matrix.batch_sizes,
         algorithm=subject.deployment.spec.optimization.algorithm,
-        throughput=bench.of(best) or first.throughput,
+        throughput=measured,
         start=Start(
             matrix=start.matrix.batch_sizes if start and begun else first.matrix, throughput=begun or first.throughput
         ),
@@ -488,7 +518,7 @@ def _result(
         server=subject.server,
         shares=best.shares,
         bound=upper_bound(problem) if saturated else None,
-        expected=expected if saturated else None,
+        expected=choice.expected if saturated else None,
         engines=subject.engines(best.matrix),
         conditions=subject.conditions(),
     )
