@@ -302,7 +302,7 @@ def test_members_whose_processes_cannot_start_end_it_at_once_in_their_own_words(
 ) -> None:
     no_process_starts(monkeypatch)
     changed = spec.with_name("broken.yaml")
-    changed.write_text(without(DOCUMENTS, "segmentSize: 32", "segmentSize: 24"))  # so that nothing is known yet
+    changed.write_text(without(DOCUMENTS, "segmentSize: 32", "segmentSize: 40"))  # so that nothing is known yet
     with pytest.raises(UserError) as told:
         verb(allocate, "--spec", str(changed))
     assert "the server cannot serve the members even at the smallest batch size: " in told.value.problem

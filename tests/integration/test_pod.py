@@ -539,7 +539,7 @@ def test_a_result_of_another_selection_is_refused(spec: Path, allocation: dict[s
 
 def test_other_settings_were_not_allocated(spec: Path, allocation: dict[str, Any], tmp_path: Path) -> None:
     changed = spec.with_name("settings.yaml")
-    changed.write_text(allocated.without(allocated.DOCUMENTS, "segmentSize: 32", "segmentSize: 16"))
+    changed.write_text(allocated.without(allocated.DOCUMENTS, "segmentSize: 32", "segmentSize: 40"))
     done = render(changed, tmp_path / "repository")
     assert done.returncode == 2
     assert "nothing was allocated for this ensemble, these settings and such devices" in done.stderr

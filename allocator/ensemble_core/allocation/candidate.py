@@ -60,6 +60,7 @@ class Measured:
         samples_per_second: 0 if the candidate could not be served.
         spread: Relative difference between the windows of the measurement.
         reason: Of a 0.
+        memory: Whether the reason tells of a lack of memory.
         device: That had too little memory, where the server tells.
         latency: Seconds of a request: median, 90th and 99th percentile, where they were measured.
     """
@@ -67,8 +68,14 @@ class Measured:
     samples_per_second: float
     spread: float = 0.0
     reason: str | None = None
+    memory: bool = False
     device: int | None = None
     latency: tuple[float, ...] | None = None
+
+    @property
+    def short_of_memory(self) -> bool:
+        """Whether it failed for want of memory, on a device that is known or not."""
+        return self.memory or self.device is not None
 
 
 class Benchmark(Protocol):

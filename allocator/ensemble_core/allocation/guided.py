@@ -3,7 +3,8 @@
 1. Measure the incumbent, if there is one, and the start (worst-fit-decreasing); a pulled incumbent by weights, too.
 2. Propose: matrices constructed and annealed on the model, pulled or routed by weights. Measure the most promising one;
    correct speeds, interference and memory by what was seen; propose again.
-3. Measure the best ones again, in turn. An incumbent stays unless it is beaten beyond the noise.
+3. Measure the best ones again, in turn. An incumbent stays unless it is beaten beyond the noise, by measurements made
+   after those by which its rival was found: the luckiest of several promises too much.
 
 The thesis's section 8.3 sets the problem; `benchmarks/allocation.py` compares with its algorithms.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 
 import numpy as np
 
@@ -34,9 +36,11 @@ POOL = 20  # proposals that are kept
 PROPOSE_EVERY = 4  # benchmarks
 CONFIRMATIONS = 4  # benchmarks kept for measuring the best again
 CLOSE = 0.93  # of the best score, from which a candidate is measured again
-REPEATS = 3  # measurements of a candidate at most
+REPEATS = 3  # measurements of a candidate at most, beside the one by which an incumbent's rival was found
+DECIDING = 2 * REPEATS - 1  # benchmarks kept where there is an incumbent: of it but the first, and of a rival
 NOISE = 0.01  # relative standard deviation of a benchmark, at least
-SURE = 2.0  # standard errors by which the incumbent must be beaten
+SURE = 3.0  # standard errors by which the incumbent must be beaten …
+FAR = 0.15  # … and this part of its score, where benchmarks did not suffice for the repeats
 LEAST = 0.005  # share of a member that is worth a worker
 SAME_SHARES = 0.02  # largest difference of shares that makes no other candidate
 TRIED = 25  # moves of a chain for each batch size of each member on each device, if that is less than usual
@@ -90,6 +94,10 @@ class Ledger:
         scores = self.scores(candidate)
         return float(np.mean(scores)) if min(scores) > 0 else 0.0
 
+    def learnt(self, problem: Problem) -> Problem:
+        """The problem as the measurements correct it."""
+        return fitted(problem, self.seen, self.objective.saturated)
+
     def routed(self, problem: Problem, indices: Indices) -> tuple[Candidate, ...]:
         """A matrix in the ways of routing that are allowed."""
         return routed(problem, indices, self.routing)
@@ -130,12 +138,12 @@ def guided(
     for first in dict.fromkeys(firsts):
         if first is not None and ledger.left > 0:
             ledger.ask(first)
-    _explore(problem, ledger, seed, enough)
+    _explore(problem, ledger, incumbent, seed, enough)
     _confirm(ledger, incumbent)
     best = _chosen(ledger, incumbent)
     if best is None:
         return None
-    known = fitted(problem, ledger.seen)
+    known = ledger.learnt(problem)
     scale = _calibration(known, ledger, best.shares is None)
     return Found(best, ledger.score(best), objective.expected(known, best) * scale)
 
@@ -154,14 +162,18 @@ def _refuse(candidate: Candidate, repeat: int = 0) -> Measured:
     raise AssertionError("nothing is measured here")
 
 
-def _explore(problem: Problem, ledger: Ledger, seed: int, enough: float) -> None:
-    """Measure what promises most, until that is not worth it, or what is left is kept for confirmation."""
-    kept = min(CONFIRMATIONS, ledger.left // 2)
+def _explore(problem: Problem, ledger: Ledger, incumbent: Candidate | None, seed: int, enough: float) -> None:
+    """Measure what promises most, until that is not worth it, or what is left is kept for confirmation.
+
+    Nothing is kept while there is nothing to confirm.
+    """
+    kept = _kept(ledger, incumbent)
     pool: list[Indices] = []
-    for turn in range(max(0, ledger.left - kept)):
-        if any(ledger.score(candidate) >= enough for candidate in ledger.seen):
+    for turn in count():
+        best = max(map(ledger.score, ledger.seen), default=0.0)
+        if best >= enough or ledger.left <= (kept if keeps_limit(best) else 0):
             return
-        known = fitted(problem, ledger.seen)
+        known = ledger.learnt(problem)
         due = turn % PROPOSE_EVERY == 0 or ledger.failed
         promising = None if due else _most_promising(known, pool, ledger)
         if promising is None:  # what was proposed is measured, or does not fit by what has been learnt
@@ -171,6 +183,13 @@ def _explore(problem: Problem, ledger: Ledger, seed: int, enough: float) -> None
         if promising is None:
             return
         ledger.ask(promising)
+
+
+def _kept(ledger: Ledger, incumbent: Candidate | None) -> int:
+    """Benchmarks for confirmation: where those that it takes to be sure of an incumbent are not left, half."""
+    if incumbent in ledger.ranked() and ledger.left > DECIDING:
+        return DECIDING
+    return min(CONFIRMATIONS, ledger.left // 2)
 
 
 def proposals(problem: Problem, ledger: Ledger, seed: int) -> list[Indices]:
@@ -295,30 +314,55 @@ def _calibration(problem: Problem, ledger: Ledger, pull: bool) -> float:
 
 
 def _confirm(ledger: Ledger, incumbent: Candidate | None) -> None:
-    """Measure the two best and the incumbent again, in turn, while that can change the choice."""
-    while ledger.left > 0:
-        ranked = ledger.ranked()
-        finalists = ranked[:2]
-        if incumbent in ranked[2:]:
-            finalists.append(incumbent)
-        close = [each for each in finalists if ledger.score(each) >= CLOSE * ledger.score(ranked[0])]
-        rarest = min(close, key=lambda each: len(ledger.seen[each]), default=None)
-        if len(close) < 2 or rarest is None or len(ledger.seen[rarest]) >= REPEATS:
-            return
-        ledger.ask(rarest)
+    """Measure again what can change the choice."""
+    while ledger.left > 0 and (candidate := _undecided(ledger, incumbent)) is not None:
+        ledger.ask(candidate)
+
+
+def _undecided(ledger: Ledger, incumbent: Candidate | None) -> Candidate | None:
+    """What to measure again; none if that cannot change the choice, or if all would be refused for their latency."""
+    ranked = ledger.ranked()
+    if not ranked or not keeps_limit(ledger.score(ranked[0])):
+        return None
+    if incumbent is not None and _chosen(ledger, incumbent) == incumbent:
+        return _contested(ledger, incumbent)
+    close = [each for each in ranked[:2] if ledger.score(each) >= CLOSE * ledger.score(ranked[0])]
+    rarest = min(close, key=lambda each: len(ledger.seen[each]))
+    return rarest if len(close) == 2 and len(ledger.seen[rarest]) < REPEATS else None
+
+
+def _contested(ledger: Ledger, incumbent: Candidate) -> Candidate | None:
+    """The incumbent or a rival, in turn: one rival after the other, in the order of what was first measured of them.
+
+    None if each was measured often enough, or is behind.
+    """
+    score, times = ledger.score(incumbent), len(ledger.seen[incumbent])
+    for rival in sorted(ledger.ranked(), key=lambda each: -ledger.scores(each)[0]):
+        again = ledger.scores(rival)[1:]
+        hopeless = ledger.score(rival) < CLOSE * score or (bool(again) and float(np.mean(again)) < score)
+        if rival != incumbent and not hopeless and min(times, len(again)) < REPEATS:
+            return incumbent if times <= len(again) else rival
+    return None
 
 
 def _chosen(ledger: Ledger, incumbent: Candidate | None) -> Candidate | None:
-    """The best measured, or the incumbent if that is not better beyond the noise; none if nothing could be served."""
+    """The best measured, or the incumbent if none is better beyond the noise; none if nothing could be served."""
     ranked = ledger.ranked()
-    if not ranked:
-        return None
-    best = ranked[0]
-    if incumbent is None or best == incumbent or ledger.score(incumbent) == 0:
-        return best
-    counts = [len(ledger.seen[candidate]) for candidate in (best, incumbent)]
-    error = _noise(ledger) * ledger.score(incumbent) * float(np.sqrt(sum(1 / count for count in counts)))
-    return best if ledger.score(best) - ledger.score(incumbent) > SURE * error else incumbent
+    if incumbent is None or incumbent not in ranked:
+        return ranked[0] if ranked else None
+    return next((each for each in ranked if _beats(ledger, each, incumbent)), incumbent)
+
+
+def _beats(ledger: Ledger, rival: Candidate, incumbent: Candidate) -> bool:
+    """Whether a rival is better beyond the noise; its first measurement, which made it one, counts if it is alone."""
+    score = ledger.score(incumbent)
+    if not (keeps_limit(ledger.score(rival)) and keeps_limit(score)):
+        return ledger.score(rival) > score
+    first, *again = ledger.scores(rival)
+    counts = [len(ledger.seen[incumbent]), max(1, len(again))]
+    error = _noise(ledger) * score * float(np.sqrt(sum(1 / times for times in counts)))
+    least = SURE * error if min(counts) >= REPEATS else max(SURE * error, FAR * score)
+    return float(np.mean(again or [first])) - score > least
 
 
 def _noise(ledger: Ledger) -> float:

@@ -19,6 +19,7 @@ from ensemble_core.allocation.shortage import short_of_memory, with_workers
 from ensemble_core.api.ensembledeployment import EnsembleDeployment
 from ensemble_core.engines import DEFAULT, Engine, version_of
 from ensemble_core.library.records import Signature
+from ensemble_core.outofmemory import lacks_memory
 from ensemble_core.serving import installation
 from ensemble_core.serving.errors import ServingError
 from ensemble_core.serving.load import Measurement, measure
@@ -141,7 +142,8 @@ class Bench:
                     latency_seconds=(found.p50, found.p90, found.p99),
                 )
         told = "\n".join(with_workers(reason, plan).splitlines()[:LINES])
-        return Throughput(samples_per_second=0, reason=told, device=short_of_memory(reason, plan))
+        short = lacks_memory(reason)
+        return Throughput(samples_per_second=0, reason=told, memory=short, device=short_of_memory(reason, plan))
 
     def _measured(self, candidate: Candidate, plan: Plan) -> Measurement:
         """Of loads of growing concurrency the fastest within the latency allowed; the first if none is."""

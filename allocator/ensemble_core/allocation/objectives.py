@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -25,6 +25,8 @@ def keeps_limit(score: float) -> bool:
 class Objective(Protocol):
     """What is wanted."""
 
+    saturated: ClassVar[bool]  # whether all devices that are needed have work all the time, as it is measured
+
     def score(self, measured: Measured) -> float:
         """Larger is better and 0 is worst: it could not be served. At most `OVER` if it breaks a limit."""
 
@@ -38,6 +40,8 @@ class Objective(Protocol):
 @dataclass(frozen=True)
 class Throughput:
     """Most samples/s."""
+
+    saturated: ClassVar[bool] = True
 
     def score(self, measured: Measured) -> float:
         return measured.samples_per_second
@@ -61,6 +65,7 @@ class Latency:
         load: Of the clients.
     """
 
+    saturated: ClassVar[bool] = False
     percentile: int
     load: Load
 
@@ -88,6 +93,7 @@ class ThroughputWithin:
         loads: Closed loops, of growing concurrency; the fastest within the limit counts.
     """
 
+    saturated: ClassVar[bool] = False
     percentile: int
     seconds: float
     loads: tuple[Load, ...]

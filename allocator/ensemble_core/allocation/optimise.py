@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -23,7 +23,7 @@ from ensemble_core.allocation.candidate import Benchmark as Ask
 from ensemble_core.allocation.candidate import Candidate, Measured
 from ensemble_core.allocation.construct import construct
 from ensemble_core.allocation.fewest import fewest_devices
-from ensemble_core.allocation.guided import Found, guided, unchanged
+from ensemble_core.allocation.guided import guided, unchanged
 from ensemble_core.allocation.load import load_of
 from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.memory import Memory
@@ -49,6 +49,14 @@ Measure = Callable[[Candidate], Throughput]
 Seen = Callable[[Benchmark], None]
 
 SHARES_OFF = 0.02  # from 1, that the sum of a member's shares may be: people round
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What an algorithm chose, and the samples/s that the corrected model gives it, if one was asked."""
+
+    best: Candidate
+    expected: float | None = None
 
 
 class Results(Protocol):
@@ -154,44 +162,43 @@ def find_allocation(
             more devices, the server could serve none of the candidates, none gives what is required, or none keeps to
             the latency.
     """
-    optimization = subject.deployment.spec.optimization
-    sides = [row.type for row in subject.devices]
-    problem = problem_of(sides, optimization.batch_sizes, speeds, memory)
-    incumbent = None
-    if optimization.algorithm == "guided":
-        incumbent = _incumbent(where, results, subject, memory, problem)
+    problem = problem_of([row.type for row in subject.devices], subject.deployment.spec.batch_sizes, speeds, memory)
+    incumbent = _incumbent(where, results, subject, memory, problem)
     start = _start(where, subject, memory, problem, incumbent)
+    ask = _unless_hopeless(where, bench, start)
+    if subject.deployment.spec.optimization.algorithm == "guided":
+        choice = _guided(problem, start, incumbent, ask, subject)
+    else:
+        choice = _by_reference(where, problem, subject, memory, speeds, start, ask)
+    if choice is None:
+        raise _nothing_served(where, bench)
+    found = _result(subject, start, choice, bench, problem)
+    _refuse_what_falls_short(where, subject, bench, found)
+    return _parsed(subject, results.write_result("allocations", found.digest, found.document()))
 
-    def served(candidate: Candidate, repeat: int = 0) -> Measured:
+
+def _unless_hopeless(where: str, bench: Benchmarks, start: Candidate | None) -> Ask:
+    """The benchmark, which ends the run if the smallest workers fail, on a start that routing has no part in."""
+
+    def ask(candidate: Candidate, repeat: int = 0) -> Measured:
         measured = bench(candidate, repeat)
-        if candidate == start and not candidate.matrix.divided and measured.device is None:
+        if candidate == start and not candidate.matrix.divided and not measured.short_of_memory:
             _refuse_if_hopeless(where, bench)
         return measured
 
-    expected = None
-    if optimization.algorithm == "guided":
-        found = _guided(problem, start, incumbent, served, subject)
-        if found is None:
-            raise _nothing_served(where, bench)
-        best, expected = found.best, found.expected if keeps_limit(found.expected) else None
-    else:
-        assert start is not None  # all these begin with worst-fit-decreasing
-        first = start.matrix
+    return ask
 
-        def as_routed(matrix: Matrix) -> Candidate:
-            return unchanged(problem, matrix, subject.deployment.spec.serving.routing)
 
-        best = as_routed(_by_reference(where, subject, memory, speeds, first, lambda matrix: served(as_routed(matrix))))
-    result = _result(subject, start, best, bench, problem, expected)
-    if result.throughput.samples_per_second == 0:
+def _refuse_what_falls_short(where: str, subject: Subject, bench: Benchmarks, found: AllocationResult) -> None:
+    """Refuse what cannot be served, does not give what is required, or breaks the limit of latency."""
+    optimization = subject.deployment.spec.optimization
+    reached, required = found.throughput.samples_per_second, optimization.required_samples_per_second
+    if reached == 0:
         raise _nothing_served(where, bench)
-    required = optimization.required_samples_per_second
-    reached = result.throughput.samples_per_second
     if optimization.objective == "fewest-devices" and required is not None and reached < required:
         told = _not_reached(required, reached, bench, optimization.max_benchmarks)
         raise UserError(_field(where, "optimization.requiredSamplesPerSecond"), told)
-    _refuse_if_too_slow(where, subject, bench, best)
-    return _parsed(subject, results.write_result("allocations", result.digest, result.document()))
+    _refuse_if_too_slow(where, subject, bench, found.candidate)
 
 
 def _nothing_served(where: str, bench: Benchmarks) -> UserError:
@@ -270,7 +277,7 @@ def _start(
     except UserError:
         if spec.algorithm != "guided":
             raise
-        built = construct(up_to(problem, spec.batch_sizes[0]))
+        built = construct(up_to(problem, problem.batch_sizes[0]))
         if built is not None:
             return unchanged(problem, problem.matrix(built[0]), routing)
         if incumbent is None or spec.objective == "fewest-devices":
@@ -284,41 +291,60 @@ def _guided(
     incumbent: Candidate | None,
     bench: Ask,
     subject: Subject,
-) -> Found | None:
+) -> _Choice | None:
+    """What the default algorithm finds; none if nothing could be served."""
     spec, routing = subject.deployment.spec.optimization, subject.deployment.spec.serving.routing
     if spec.objective == "fewest-devices":
         required = spec.required_samples_per_second or 0.0
-        return fewest_devices(problem, required, bench, spec.max_benchmarks, spec.seed, routing)
-    objective = objective_of(subject)
-    return guided(problem, start, incumbent, bench, objective, spec.max_benchmarks, spec.seed, routing)
+        found = fewest_devices(problem, required, bench, spec.max_benchmarks, spec.seed, routing)
+    else:
+        objective = objective_of(subject)
+        found = guided(problem, start, incumbent, bench, objective, spec.max_benchmarks, spec.seed, routing)
+    if found is None:
+        return None
+    return _Choice(found.best, found.expected if keeps_limit(found.expected) else None)
 
 
 def _by_reference(
-    where: str, subject: Subject, memory: Memory, speeds: Speeds, start: Matrix, bench: Callable[[Matrix], Measured]
-) -> Matrix:
-    """What a reference algorithm finds; what it chose without benchmarks is measured."""
-    spec = subject.deployment.spec.optimization
-    objective = objective_of(subject)
+    where: str,
+    problem: Problem,
+    subject: Subject,
+    memory: Memory,
+    speeds: Speeds,
+    start: Candidate | None,
+    bench: Ask,
+) -> _Choice:
+    """What a reference algorithm finds, routed as all of its matrices were."""
+    assert start is not None  # all these begin with worst-fit-decreasing
+    objective, routing = objective_of(subject), subject.deployment.spec.serving.routing
 
     def score(matrix: Matrix) -> float:
-        return objective.score(bench(matrix))
+        return objective.score(bench(unchanged(problem, matrix, routing)))
 
+    return _Choice(unchanged(problem, _reference(where, subject, memory, speeds, start.matrix, score), routing))
+
+
+def _reference(
+    where: str, subject: Subject, memory: Memory, speeds: Speeds, start: Matrix, score: Callable[[Matrix], float]
+) -> Matrix:
+    """The matrix of a reference algorithm; what it chose without benchmarks is measured."""
+    spec, sizes = subject.deployment.spec.optimization, subject.deployment.spec.batch_sizes
     match spec.algorithm:
         case "bounded-greedy":
             bounds = Bounds(spec.max_neighs, spec.max_iter, spec.max_benchmarks)
-            return bounded_greedy(start, spec.batch_sizes, memory.fits, score, bounds, spec.seed)
+            return bounded_greedy(start, sizes, memory.fits, score, bounds, spec.seed)
         case "paper-greedy":
-            return paper_greedy(start, spec.batch_sizes, memory.fits, score, spec.max_benchmarks, spec.seed)
+            return paper_greedy(start, sizes, memory.fits, score, spec.max_benchmarks, spec.seed)
         case "best-batch":
             try:
-                matrix = best_batch(speeds.at, memory, spec.batch_sizes)
+                matrix = best_batch(speeds.at, memory, sizes)
             except ValueError as error:
                 raise UserError(_field(where, "optimization.algorithm"), f"best-batch: {error}") from None
             except DoesNotFitError as lack:
                 raise _does_not_fit(where, subject, lack) from lack
         case "latency-greedy":
             try:
-                matrix = latency_greedy(speeds.at, memory, spec.batch_sizes[0])
+                matrix = latency_greedy(speeds.at, memory, sizes[0])
             except DoesNotFitError as lack:
                 raise _does_not_fit(where, subject, lack) from lack
         case _:
@@ -331,13 +357,16 @@ def _incumbent(where: str, results: Results, subject: Subject, memory: Memory, p
     """The matrix that the spec gives, or the best allocation that the library has for such members and devices.
 
     Those measured under the same load, by the same server, come first, by the objective; the others by samples/s.
+    Reference algorithms have none.
     """
+    if subject.deployment.spec.optimization.algorithm != "guided":
+        return None
     routing = subject.deployment.spec.serving.routing
     if subject.deployment.spec.optimization.matrix:
         matrix, shares = given_matrix(where, subject, memory), given_shares(where, subject)
         return unchanged(problem, matrix, routing) if shares is None else Candidate.weighted(matrix, shares)
     models = [member.sha256 for member in subject.members]
-    allowed = set(subject.deployment.spec.optimization.batch_sizes)
+    allowed = set(subject.deployment.spec.batch_sizes)
     known = [
         found
         for key, content in sorted(results.results("allocations").items())
@@ -376,8 +405,8 @@ def given_matrix(where: str, subject: Subject, memory: Memory) -> Matrix:
             problem = f"has {len(row.batch_sizes)} entries for {len(subject.members)} members"
             raise UserError(f"{field}[{index}].batchSizes", problem)
         for size in row.batch_sizes:
-            if size and size not in spec.batch_sizes:
-                allowed = ", ".join(map(str, spec.batch_sizes))
+            if size and size not in subject.deployment.spec.batch_sizes:
+                allowed = ", ".join(map(str, subject.deployment.spec.batch_sizes))
                 raise UserError(f"{field}[{index}].batchSizes", f"{size} is not among batchSizes: 0, {allowed}")
         rows[row.device] = list(row.batch_sizes)
     absent = [
@@ -440,7 +469,7 @@ def starting_matrix(where: str, subject: Subject, memory: Memory) -> Matrix:
     """
     spec = subject.deployment.spec
     kinds: list[DeviceKind] = [row.type for row in subject.devices]
-    batch_size = spec.optimization.batch_sizes[0]
+    batch_size = spec.batch_sizes[0]
     try:
         return worst_fit_decreasing(memory, kinds, batch_size)
     except DoesNotFitError as lack:
@@ -452,7 +481,7 @@ def _does_not_fit(where: str, subject: Subject, lack: DoesNotFitError) -> UserEr
     return UserError(
         f"{where}[{group_of(spec.devices, row)}]",
         f"the devices cannot hold the members: {subject.members[lack.member].model_id} needs {lack.needed:.0f} MiB "
-        f"at batch size {spec.optimization.batch_sizes[0]}, but {row.name} has {lack.left:.0f} of {row.memory_mib:.0f} "
+        f"at batch size {spec.batch_sizes[0]}, but {row.name} has {lack.left:.0f} of {row.memory_mib:.0f} "
         f"MiB left, {lack.needed - lack.left:.0f} MiB too few; add devices or memoryMiB, or choose a smaller budget",
     )
 
@@ -460,12 +489,13 @@ def _does_not_fit(where: str, subject: Subject, lack: DoesNotFitError) -> UserEr
 def _result(
     subject: Subject,
     start: Candidate | None,
-    best: Candidate,
+    choice: _Choice,
     bench: Benchmarks,
     problem: Problem,
-    expected: float | None,
 ) -> AllocationResult:
     first, begun = bench.done[0], bench.of(start) if start else None
+    best, measured = choice.best, bench.of(choice.best)
+    assert measured is not None  # no algorithm chooses what it has not measured
     # Under a load that is not the largest, samples/s say nothing about the devices.
     saturated = subject.deployment.spec.optimization.objective != "latency"
     return AllocationResult(
@@ -477,7 +507,7 @@ def _result(
         device_fingerprint=device_fingerprint(subject.devices),
         matrix=best.matrix.batch_sizes,
         algorithm=subject.deployment.spec.optimization.algorithm,
-        throughput=bench.of(best) or first.throughput,
+        throughput=measured,
         start=Start(
             matrix=start.matrix.batch_sizes if start and begun else first.matrix, throughput=begun or first.throughput
         ),
@@ -485,7 +515,7 @@ def _result(
         server=subject.server,
         shares=best.shares,
         bound=upper_bound(problem) if saturated else None,
-        expected=expected if saturated else None,
+        expected=choice.expected if saturated else None,
         engines=subject.engines(best.matrix),
         conditions=subject.conditions(),
     )

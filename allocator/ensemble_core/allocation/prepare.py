@@ -170,13 +170,15 @@ def profiled(ensemble: Ensemble, tell: Tell = lambda text: None) -> tuple[Subjec
 def stored_figures(ensemble: Ensemble, index: int, kinds: Iterable[str]) -> dict[str, Figures]:
     """Of a member on those of the types of devices that it was measured on with ONNX Runtime, whoever measured it."""
     library, record, member = ensemble.libraries[index], ensemble.records[index], ensemble.members[index]
-    optimization = ensemble.deployment.spec.optimization
+    spec = ensemble.deployment.spec
     found = {}
     for kind in kinds:
-        profiles = {engine: library.profile(kind, engine, record.id) for engine in (DEFAULT, *optimization.engines)}
+        profiles = {
+            engine: library.profile(kind, engine, record.id) for engine in (DEFAULT, *spec.optimization.engines)
+        }
         own = {engine: each for engine, each in profiles.items() if each and each.model_sha256 == member.sha256}
         if DEFAULT in own:
-            found[kind] = choose(own, optimization.batch_sizes)
+            found[kind] = choose(own, spec.batch_sizes)
     return found
 
 
@@ -288,16 +290,14 @@ def _figures(ensemble: Ensemble, index: int, row: DeviceRow, tell: Tell) -> Figu
             continue
         if reason := profiles[engine].refused:
             tell(f"{engine} is not used for {name} on {row.device_type}: {reason}")
-    return choose(profiles, spec.optimization.batch_sizes)
+    return choose(profiles, spec.batch_sizes)
 
 
 def _profile(ensemble: Ensemble, index: int, row: DeviceRow, engine: Engine, version: str, tell: Tell) -> Profile:
     """The stored profile of a member on a type of device, at three batch sizes or more; what lacks is measured."""
     library, record, member = ensemble.libraries[index], ensemble.records[index], ensemble.members[index]
     stored = library.profile(row.device_type, engine, record.id)
-    missing = lacking(
-        stored, member.sha256, version, sizes_to_profile(ensemble.deployment.spec.optimization.batch_sizes)
-    )
+    missing = lacking(stored, member.sha256, version, sizes_to_profile(ensemble.deployment.spec.batch_sizes))
     if stored is not None and not missing:
         return stored
     tell(f"measuring {member.model_id} on {row.device_type} with {engine}")

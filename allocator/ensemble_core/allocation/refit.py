@@ -18,9 +18,12 @@ FULL = 0.5  # of a device's memory that must have been asked for if a failure th
 MOST = 1.5  # by which memory estimates grow at most
 
 
-def fitted(problem: Problem, seen: Seen) -> Problem:
-    """The problem with interference and needs as measurements correct them."""
-    return _with_memory(_by_throughput(problem, seen), seen)
+def fitted(problem: Problem, seen: Seen, saturated: bool = True) -> Problem:
+    """The problem with interference and needs as measurements correct them.
+
+    Samples/s tell something of neighbours only where devices always had work.
+    """
+    return _with_memory(_by_throughput(problem, seen) if saturated else problem, seen)
 
 
 def _by_throughput(problem: Problem, seen: Seen) -> Problem:
@@ -42,10 +45,10 @@ def modelled(problem: Problem, candidate: Candidate) -> float:
 
 
 def _with_memory(problem: Problem, seen: Seen) -> Problem:
-    """Needs grown on every type of device by as much as it takes that what failed would not have been tried."""
+    """Needs grown on every type of device by as much as it takes that what lacked memory would not have been tried."""
     growth: Floats = np.ones(problem.devices)
     for candidate, measurements in seen.items():
-        for failed in (measured for measured in measurements if measured.samples_per_second <= 0):
+        for failed in (measured for measured in measurements if measured.short_of_memory):
             filled = problem.used(problem.indices(candidate.matrix)) / problem.capacity
             device = int(filled.argmax()) if failed.device is None else failed.device
             if failed.device is not None or filled[device] >= FULL:

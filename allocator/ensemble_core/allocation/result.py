@@ -30,6 +30,7 @@ class Throughput(Frozen):
     client_cores: float = Field(0, ge=0)  # CPU cores that the load generator used, one at most
     how: Literal["measured"] = "measured"
     reason: str | None = None  # of a 0
+    memory: bool | None = None  # whether that tells of a lack of memory; none: served, or measured before that was told
     device: int | None = Field(None, ge=0)  # row that had too little memory, where the server tells
     latency_seconds: tuple[float, float, float] | None = None  # of a request: median, 90th and 99th percentile
 
@@ -39,6 +40,7 @@ class Throughput(Frozen):
             samples_per_second=self.samples_per_second,
             spread=self.spread,
             reason=self.reason,
+            memory=bool(self.memory),
             device=self.device,
             latency=self.latency_seconds,
         )
@@ -169,17 +171,18 @@ class Subject:
     def digest(self) -> str:
         """Of everything that the allocation depends on; free memory, which changes by the minute, is left out."""
         spec = self.deployment.spec
-        return digest(
-            {
-                **self._measured(),
-                "name": self.deployment.metadata.name,
-                "selection": self.selection.document(),
-                "members": [member.model_dump(mode="json", exclude={"onnx"}) for member in self.members],
-                "memoryMiB": [device.memory_mib for device in spec.devices],
-                "optimization": spec.optimization.document(),
-                "routing": spec.serving.routing,
-            }
-        )
+        content = {
+            **self._measured(),
+            "name": self.deployment.metadata.name,
+            "selection": self.selection.document(),
+            "members": [member.model_dump(mode="json", exclude={"onnx"}) for member in self.members],
+            "memoryMiB": [device.memory_mib for device in spec.devices],
+            "optimization": spec.optimization.document(),
+            "routing": spec.serving.routing,
+        }
+        if spec.batch_sizes != spec.optimization.batch_sizes:
+            content["batchSizes"] = list(spec.batch_sizes)
+        return digest(content)
 
     def _measured(self) -> dict[str, Any]:
         serving = self.deployment.spec.serving

@@ -1,20 +1,16 @@
-"""Whether a server failed for want of memory, and on which device: a lesson for the next matrix."""
+"""Which worker and device had too little memory, where a server failed for that: a lesson for the next matrix."""
 
 from __future__ import annotations
 
 import re
 
 from ensemble_core.allocation.plan import Plan, Worker
-
-# Of CUDA, ONNX Runtime, C++ and Python; and the kernel kills who takes more than there is.
-WORDS = re.compile(
-    r"out.?of.?memory|bad.?alloc|memory.?error|cannot allocate|failed to allocate|killed by signal 9\b", re.IGNORECASE
-)
+from ensemble_core.outofmemory import lacks_memory
 
 
 def workers_short_of_memory(reason: str, plan: Plan) -> tuple[Worker, ...]:
     """The workers that a failure names, if it tells of memory; of several it was one."""
-    if not WORDS.search(reason):
+    if not lacks_memory(reason):
         return ()
     return tuple(worker for worker in plan.workers if _names(reason, plan.model_name(worker)))
 

@@ -73,6 +73,9 @@ class MatrixRow(Ruled):
     )
 
 
+BATCH_SIZES = (8, 16, 32, 64, 128)
+
+
 class LatencyGoal(Frozen):
     """Which latency counts, and under which load."""
 
@@ -152,10 +155,11 @@ class Optimization(Ruled):
     max_iter: int = Field(10, ge=1, le=1000, description="Iterations of `bounded-greedy`.")
     max_benchmarks: int = Field(12, ge=1, le=10_000, description="Benchmarks in all.")
     batch_sizes: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field(
-        (8, 16, 32, 64, 128),
+        BATCH_SIZES,
         min_length=1,
         max_length=16,
-        description="Batch sizes that an entry of the matrix may have, ascending.",
+        description="Batch sizes that an entry of the matrix may have, ascending. No batch is larger than a segment or "
+        "a request, so the default ends there.",
     )
     engines: tuple[Literal["openvino", "tensorrt"], ...] = Field(
         ("openvino", "tensorrt"),
@@ -269,13 +273,45 @@ class Rollout(Frozen):
 class EnsembleDeploymentSpec(Workload):
     """Which ensemble is served on which devices."""
 
-    rules = (unique("devices", "name"),)
+    rules = (
+        unique("devices", "name"),
+        Rule(
+            "optimization.batchSizes",
+            "must be at most serving.segmentSize and serving.maxBatchSize, or the default",
+            f"self.optimization.batchSizes == {list(BATCH_SIZES)} || "
+            "self.optimization.batchSizes.all(b, b <= self.serving.segmentSize && b <= self.serving.maxBatchSize)",
+            lambda s: s.optimization.batch_sizes == BATCH_SIZES or s.optimization.batch_sizes[-1] <= s.largest_batch,
+        ),
+        Rule(
+            "optimization.matrix",
+            "must have no batch above serving.segmentSize and serving.maxBatchSize",
+            "self.optimization.matrix.all(r, r.batchSizes.all(b, "
+            "b <= self.serving.segmentSize && b <= self.serving.maxBatchSize))",
+            lambda s: not too_large(s),
+            lambda s: too_large(s)[0],
+        ),
+    )
 
     selection_ref: SelectionRef = Field(description="The ensemble.")
     devices: tuple[Device, ...] = Field(min_length=1, max_length=16, description="Devices of one pod.")
     optimization: Optimization = Field(default_factory=Optimization, description="How the allocation is found.")
     serving: Serving = Field(default_factory=Serving, description="How the ensemble is served.")
     rollout: Rollout = Field(default_factory=Rollout, description="How a new allocation replaces the old.")
+
+    @property
+    def largest_batch(self) -> int:
+        """That can be filled: batches are cut from segments, and segments from requests."""
+        return min(self.serving.segment_size, self.serving.max_batch_size)
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """That workers may have, ascending: the default ends with the largest that can be filled."""
+        return tuple(sorted({min(size, self.largest_batch) for size in self.optimization.batch_sizes}))
+
+
+def too_large(spec: EnsembleDeploymentSpec) -> list[int]:
+    """Batch sizes in the spec's own matrix that cannot be filled."""
+    return [size for row in spec.optimization.matrix for size in row.batch_sizes if size > spec.largest_batch]
 
 
 class Measurement(Frozen):

@@ -48,4 +48,4 @@ def _case(arguments: argparse.Namespace) -> Case:
     figures = [stored_figures(ensemble, index, kinds) for index in range(len(ensemble.members))]
     names = [member.model_id for member in ensemble.members]
     spec = ensemble.deployment.spec
-    return traced_case(names, figures, groups, spec.optimization.batch_sizes, spec.serving.routing, segment_of(spec))
+    return traced_case(names, figures, groups, spec.batch_sizes, spec.serving.routing, segment_of(spec))

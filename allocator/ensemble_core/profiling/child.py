@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ensemble_core.outofmemory import lacks_memory
 from ensemble_core.profiling.energy import metered
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def measure(settings: Settings) -> dict[str, Any]:
         found, model = _measured(settings, load)
         answers = _answers(settings, model)
     except Exception as error:  # engines raise what they like; why it is refused is told, and the default stays
-        if isinstance(error, MemoryError) or "alloc" in str(error):
+        if lacks_memory(f"{type(error).__name__}: {error}"):
             raise
         lines = [line.strip(" -") for line in str(error).splitlines() if line.strip(" -")]
         return head | {"load_seconds": 0.0, "batches": [], "refused": lines[-1] if lines else type(error).__name__}

@@ -16,10 +16,18 @@ from ensemble_core.allocation.calibrated import ENSEMBLES
 from ensemble_core.allocation.candidate import Candidate, Measured
 from ensemble_core.allocation.construct import construct
 from ensemble_core.allocation.fewest import fewest_devices
-from ensemble_core.allocation.guided import Ledger, guided, promised
+from ensemble_core.allocation.guided import FAR, REPEATS, Ledger, _chosen, _confirm, guided, promised
 from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.model import Problem, pulled, route, upper_bound
-from ensemble_core.allocation.objectives import OVER, Latency, Throughput, ThroughputWithin, keeps_limit, truth_of
+from ensemble_core.allocation.objectives import (
+    OVER,
+    Latency,
+    Objective,
+    Throughput,
+    ThroughputWithin,
+    keeps_limit,
+    truth_of,
+)
 from ensemble_core.allocation.paper import calibrated_case, parse_devices
 from ensemble_core.allocation.polish import polish
 from ensemble_core.allocation.refit import fitted
@@ -122,8 +130,8 @@ def test_never_more_benchmarks_never_below_the_incumbent_and_always_the_same(
         measured = [bench.exact(candidate).throughput for candidate, _ in bench.asked]
         chosen = bench.exact(found.best).throughput
         assert chosen >= measured[0]
-        # Noise is taken to be 1 % at least: what is better by less does not replace the incumbent.
-        assert chosen >= max(measured) * 0.95
+        # What is hardly better does not replace the incumbent, least where too few benchmarks are left to repeat them.
+        assert chosen >= max(measured) / (1 + FAR)
         runs.append((found.best, bench.asked))
     assert runs[0] == runs[1]
 
@@ -138,6 +146,72 @@ def test_what_is_hardly_better_does_not_replace_the_incumbent() -> None:
     found = guided(case, None, incumbent, bench, Throughput(), 12, seed=0)
     assert found is not None
     assert found.best == incumbent
+
+
+@pytest.mark.parametrize(("budget", "gain", "replaced"), [(3, 1.1, False), (3, 1.2, True), (12, 1.1, True)])
+def test_few_benchmarks_replace_the_incumbent_by_what_is_far_better_alone(
+    budget: int, gain: float, replaced: bool
+) -> None:
+    case = problem([2.0], devices=1)
+    incumbent = Candidate(Matrix(((8,),)))
+
+    def bench(candidate: Candidate, repeat: int = 0) -> Measured:
+        return Measured(100.0 if candidate == incumbent else 100.0 * gain)
+
+    found = guided(case, None, incumbent, bench, Throughput(), budget, seed=0)
+    assert found is not None
+    assert (found.best != incumbent) == replaced
+
+
+def contest(truth: list[float], noise: float, seed: int, limit: int) -> tuple[Ledger, list[Candidate], Candidate]:
+    """Candidates of such true samples/s, the incumbent first, each measured once and then as often as is confirmed."""
+    random = np.random.default_rng(seed)
+    candidates = [Candidate(Matrix(((size,),))) for size in range(1, len(truth) + 1)]
+
+    def bench(candidate: Candidate, repeat: int = 0) -> Measured:
+        return Measured(truth[candidates.index(candidate)] * (1 + noise * float(random.standard_normal())))
+
+    ledger = Ledger(bench, Throughput(), limit, "auto")
+    for candidate in candidates:
+        ledger.ask(candidate)
+    _confirm(ledger, candidates[0])
+    best = _chosen(ledger, candidates[0])
+    assert best is not None
+    return ledger, candidates, best
+
+
+@settings(deadline=None, suppress_health_check=BUSY)
+@given(st.lists(st.floats(80, 120), min_size=1, max_size=6), st.sampled_from([0.0, 0.02, 0.1]), st.integers(0, 9999))
+def test_an_incumbent_is_replaced_by_what_was_measured_often_or_is_far_better(
+    rivals: list[float], noise: float, seed: int
+) -> None:
+    ledger, candidates, best = contest([100.0, *rivals], noise, seed, limit=12)
+    assert ledger.made <= 12
+    if best == candidates[0]:
+        return
+    first, *again = ledger.scores(best)
+    mean, others = float(np.mean(again or [first])), ledger.scores(candidates[0])
+    assert mean > np.mean(others)
+    assert min(len(again), len(others)) >= REPEATS or mean > (1 + FAR) * np.mean(others)
+
+
+@pytest.mark.parametrize(("noise", "middle", "spread"), [(0.02, 0.98, 0.015), (0.02, 1.0, 0.01), (0.04, 0.98, 0.015)])
+def test_an_incumbent_is_hardly_ever_replaced_by_something_worse(noise: float, middle: float, spread: float) -> None:
+    """The luckiest of five rivals looks better than it is."""
+    random, worse = np.random.default_rng(0), 0
+    for seed in range(500):
+        rivals = (middle + spread * random.standard_normal(5)).tolist()
+        _, candidates, best = contest([1.0, *rivals], noise, seed, limit=11)
+        worse += best != candidates[0] and rivals[candidates.index(best) - 1] < 1
+    assert worse <= 5
+
+
+def test_an_incumbent_is_replaced_by_what_is_clearly_better() -> None:
+    random, replaced = np.random.default_rng(0), 0
+    for seed in range(200):
+        _, candidates, best = contest([1.0, *(1.08 + 0.02 * random.standard_normal(5))], 0.02, seed, limit=11)
+        replaced += best != candidates[0]
+    assert replaced >= 180
 
 
 def test_too_little_memory_is_a_lesson() -> None:
@@ -172,11 +246,35 @@ def test_after_a_lesson_other_matrices_are_proposed() -> None:
 def test_a_device_is_blamed_if_the_server_names_it_or_if_it_is_rather_full() -> None:
     case = problem([4.0, 4.0], devices=2, memory=100.0, need=40.0)
     light, heavy = (Candidate(Matrix(rows)) for rows in (((8, 0), (0, 8)), ((8, 8), (0, 8))))
-    unclear, told = Measured(0.0, reason="it died"), Measured(0.0, reason="out of memory", device=0)
+    unclear = Measured(0.0, reason="killed by signal 9", memory=True)
+    told = Measured(0.0, reason="out of memory", memory=True, device=0)
     assert (fitted(case, {light: [unclear]}).needs == case.needs).all()
     assert fitted(case, {light: [told]}).needs[0, 0, 0] == pytest.approx(40 * 1.5)
     for lesson in (unclear, told):
         assert fitted(case, {heavy: [lesson]}).needs[1, 0, 0] == pytest.approx(50.05)
+
+
+def test_what_fails_for_another_reason_says_nothing_of_memory() -> None:
+    case = problem([4.0, 4.0], devices=2, memory=100.0, need=40.0)
+    heavy = Candidate(Matrix(((8, 8), (0, 8))))
+    assert (fitted(case, {heavy: [Measured(0.0, reason="the server is gone")] * 2}).needs == case.needs).all()
+
+
+def test_what_neighbours_cost_is_learnt_from_throughput_alone() -> None:
+    """One request in flight: more devices are no faster, as if neighbours cost nothing where there are most of them."""
+    case = problem([2.0, 2.0], devices=2)
+    rows = [((8, 8), (0, 0)), ((8, 0), (0, 8)), ((8, 8), (8, 8)), ((32, 32), (0, 32))]
+    seen = {Candidate(Matrix(each)): [Measured(100.0, latency=(0.1, 0.1, 0.1))] for each in rows}
+    load = Load(in_flight=1, samples=8, requests=8)
+
+    def bench(candidate: Candidate, repeat: int = 0) -> Measured:
+        return seen[candidate][0]
+
+    def learnt(objective: Objective) -> float:
+        return Ledger(bench, objective, 9, "auto", seen=seen).learnt(case).interference
+
+    assert learnt(Throughput()) != case.interference
+    assert learnt(Latency(99, load)) == learnt(within(10)) == case.interference
 
 
 @pytest.mark.parametrize("failing", [0, 1])
@@ -314,6 +412,20 @@ def test_the_shortest_requests_where_no_candidate_keeps_the_latency() -> None:
     found = guided(case, start, incumbent, bench, within(10), 6, seed=0)
     assert found is not None
     assert found.best == incumbent
+
+
+@pytest.mark.parametrize("with_incumbent", [False, True])
+def test_what_would_be_refused_for_its_latency_is_not_measured_again(with_incumbent: bool) -> None:
+    case = problem([2.0, 3.0, 4.0], devices=2)
+    incumbent = Candidate(Matrix(((8, 8, 0), (0, 0, 8)))) if with_incumbent else None
+    asked: list[Candidate] = []
+
+    def bench(candidate: Candidate, repeat: int = 0) -> Measured:
+        asked.append(candidate)
+        return Measured(500.0, latency=(0.05, 0.05, 0.05))
+
+    assert guided(case, None, incumbent, bench, within(10), 12, seed=0) is not None
+    assert len(asked) == len(set(asked))
 
 
 def test_one_measurement_over_the_latency_is_enough_to_lose() -> None:

@@ -121,28 +121,28 @@ def test_a_matrix_that_does_not_fit_beside_the_one_before_is_tried_alone(make_su
 def test_a_matrix_that_fails_twice_serves_nothing(make_subject: Callable[..., Subject]) -> None:
     server = Server(ServingError("the server is gone"), LoadError("m-0000--cpu0--b8: no memory\nlog"))
     throughput = Bench(make_subject(), SIGNATURE, PACE, server)(CANDIDATE)
-    assert throughput == Throughput(samples_per_second=0, reason="m-0000--cpu0--b8: no memory\nlog")
+    assert throughput == Throughput(samples_per_second=0, reason="m-0000--cpu0--b8: no memory\nlog", memory=False)
     assert (len(server.applied), server.loads) == (2, [])
 
 
 @pytest.mark.parametrize(
-    ("reason", "device"),
+    ("reason", "device", "memory"),
     [
-        ("m-0001--cpu1--b32: load: Failed to allocate memory for requested buffer of size 75497472", 1),
-        ("m-0000--cpu0--b8: load: CUDA failure 2: out of memory ; GPU=0", 0),
-        ("m-0001--cpu1--b32: its process was killed by signal 9 before it could answer\nlog", 1),
-        ("one of m-0000--cpu0--b8, m-0001--cpu0--b8: its process was killed by signal 9", 0),
-        ("one of m-0000--cpu0--b8, m-0001--cpu1--b32: its process was killed by signal 9", None),
-        ("the server was killed by signal 9", None),
-        ("m-0001--cpu1--b32: load: no such operator", None),
-        ("m-0001--cpu1--b320: load: std::bad_alloc", None),
+        ("m-0001--cpu1--b32: load: Failed to allocate memory for requested buffer of size 75497472", 1, True),
+        ("m-0000--cpu0--b8: load: CUDA failure 2: out of memory ; GPU=0", 0, True),
+        ("m-0001--cpu1--b32: its process was killed by signal 9 before it could answer\nlog", 1, True),
+        ("one of m-0000--cpu0--b8, m-0001--cpu0--b8: its process was killed by signal 9", 0, True),
+        ("one of m-0000--cpu0--b8, m-0001--cpu1--b32: its process was killed by signal 9", None, True),
+        ("the server was killed by signal 9", None, True),
+        ("m-0001--cpu1--b32: load: no such operator", None, False),
+        ("m-0001--cpu1--b320: load: std::bad_alloc", None, True),
     ],
 )
 def test_a_device_that_has_too_little_memory_is_told(
-    make_subject: Callable[..., Subject], reason: str, device: int | None
+    make_subject: Callable[..., Subject], reason: str, device: int | None, memory: bool
 ) -> None:
     throughput = Bench(make_subject(), SIGNATURE, PACE, Server(*[LoadError(reason)] * 2))(CANDIDATE)
-    assert throughput.measured() == Measured(0, reason=throughput.reason, device=device)
+    assert throughput.measured() == Measured(0, reason=throughput.reason, memory=memory, device=device)
     assert throughput.reason.endswith(reason)
     who = {0: "m-0000 on cpu0 with batches of 8", 1: "m-0001 on cpu1 with batches of 32"}
     assert device is None or who[device] in throughput.reason.removesuffix(reason)

@@ -221,6 +221,30 @@ def test_guided_ends_at_once_when_its_start_fails_but_not_for_want_of_memory(
     assert found.throughput.samples_per_second > 0
 
 
+def test_guided_goes_on_when_its_start_lacks_memory_on_a_device_that_is_not_told(
+    results: Any, make_subject: Callable[..., Subject]
+) -> None:
+    subject = make_subject(algorithm="guided", devices=3, maxBenchmarks=12)
+    devices = (subject.devices[0].model_copy(update={"memory_mib": 2000.0}), *subject.devices[1:])
+
+    class Killed(Cramped):
+        def __call__(self, candidate: Candidate) -> Throughput:
+            return super().__call__(candidate).model_copy(update={"memory": True})
+
+    machine = Killed(tells=False)
+    found = allocate(results, replace(subject, devices=devices), machine)
+    assert machine.measured[0] == Matrix(found.start.matrix) == Matrix(((8, 8), (0, 0), (0, 0)))
+    assert found.start.throughput == Throughput(samples_per_second=0, reason="too much", memory=True)
+    assert all(sum(map(bool, row)) <= 1 for row in found.matrix)
+
+
+def test_records_from_before_lacks_of_memory_were_told_are_read() -> None:
+    stored = {"samplesPerSecond": 0, "reason": "it died"}
+    assert not Throughput.model_validate(stored).measured().short_of_memory
+    assert Throughput.model_validate({**stored, "device": 1}).measured().short_of_memory
+    assert "memory" not in Throughput(samples_per_second=9.0).document()
+
+
 def test_a_start_that_fails_beside_an_incumbent_that_is_served_ends_nothing(
     results: Any, make_subject: Callable[..., Subject]
 ) -> None:
@@ -476,6 +500,29 @@ def test_reference_algorithms_by_name(
     assert len(machine.measured) == benchmarks == benchmarks_at_most(subject)
     assert matrix is None or found.matrix == matrix
     assert (found.shares, found.expected) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("serving", "sizes"),
+    [
+        ({"segment_size": 128}, (8, 16, 32, 64, 128)),
+        ({"segment_size": 64}, (8, 16, 32, 64)),
+        ({"max_batch_size": 24}, (8, 16, 24)),
+        ({"segment_size": 4}, (4,)),
+    ],
+)
+@pytest.mark.parametrize("algorithm", ["guided", "paper-greedy", "best-batch"])
+def test_no_batch_is_larger_than_can_be_filled(
+    results: Any, make_subject: Callable[..., Subject], serving: dict[str, int], sizes: tuple[int, ...], algorithm: str
+) -> None:
+    subject = make_subject(algorithm=algorithm, maxBenchmarks=9, batchSizes=[8, 16, 32, 64, 128])
+    spec = subject.deployment.spec.model_copy(update={"serving": Serving(**serving)})
+    subject = replace(subject, deployment=subject.deployment.model_copy(update={"spec": spec}))
+    assert spec.batch_sizes == sizes
+    machine = Machine()
+    found = allocate(results, subject, machine)
+    assert max(size for row in found.matrix for size in row) == sizes[-1]
+    assert {size for matrix in machine.measured for row in matrix.rows() for size in row} <= {0, *sizes}
 
 
 def test_best_batch_without_enough_devices(results: Any, make_subject: Callable[..., Subject]) -> None:
