@@ -112,7 +112,10 @@ def compare(ensemble: str, gpus: int, setting: Setting, seed: int, greedy: int) 
     case = calibrated_case(ensemble, parse_devices(f"{gpus}xV100-16GB,1xCPU"))
     members, kinds = tuple(NETWORKS[name] for name in case.members), case.problem.kinds
     truth = truth_of(members, kinds, setting, random)
-    off = {kind: 1 + setting.profiles * random.standard_normal((len(members), len(BATCH_SIZES))) for kind in dict.fromkeys(kinds)}
+    off = {
+        kind: 1 + setting.profiles * random.standard_normal((len(members), len(BATCH_SIZES)))
+        for kind in dict.fromkeys(kinds)
+    }
     problem = replace(case.problem, speeds=case.problem.speeds * np.array([off[kind] for kind in kinds]))
     memory = Memory(tuple(problem.capacity), kinds, tuple(dict.fromkeys(kinds, curve(n)) for n in members))
     speeds = Speeds(kinds, tuple({k: pace(n, DEVICE_TYPES[k]) for k in dict.fromkeys(kinds)} for n in members))

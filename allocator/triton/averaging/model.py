@@ -90,6 +90,7 @@ class Settings:
     model: str
     members: list[dict[str, Any]]
     weights: list[float]  # their sum is 1
+    sample: tuple[int, ...]  # shape of one
     shape: tuple[int, ...]  # of one sample's answer
     rule: Rule
     routing: Any
@@ -125,6 +126,7 @@ class Settings:
             model=config["name"],
             members=members,
             weights=[weight / sum(weights) for weight in weights],
+            sample=tuple(int(size) for size in config["input"][0]["dims"]),
             shape=tuple(int(size) for size in config["output"][0]["dims"]),
             rule=Rule(given["rule"] == "vote", given["scores"] == "logits"),
             routing=given["routing"],
@@ -208,6 +210,11 @@ class Job:
 
     def __init__(self, request: Any, settings: Settings, meter: Meter, regions: Regions) -> None:
         samples = np.from_dlpack(pb.get_input_tensor_by_name(request, "INPUT"))
+        if samples.shape[1:] != settings.sample:
+            # Triton passes on, without its first dimension, what it takes for 0 samples: it counts them in 32 bits.
+            raise ValueError(
+                f"a request needs at least one sample of shape {[*settings.sample]}, and no more than can be counted"
+            )
         if len(samples) == 0:
             raise ValueError("a request needs at least one sample")
         self.samples = samples

@@ -47,6 +47,21 @@ def test_a_request_that_is_shorter_than_it_says_is_refused(server: Server):
         assert server.ask(front, rows(5)).answered.all()
 
 
+@pytest.mark.parametrize("samples", [0, 1 << 32])
+def test_a_number_of_samples_that_triton_cannot_count_is_refused_and_no_worker_s_fault(server: Server, samples: int):
+    with server.front("count", {"a": [Worker("a0")]}, quorum=1, retries=2) as front:
+        given = grpc.InferInput("INPUT", [samples, WIDTH], "FP32")
+        given._raw_content = rows(1).tobytes()
+        for _ in range(4):
+            with (
+                pytest.raises(ServingError, match=r"averaging: a request needs at least one sample of shape \[4\]"),
+                connect(server.url) as client,
+            ):
+                client.infer(front, [given], client_timeout=60)
+        assert server.ask(front, rows(5)).answered.all()
+        assert server.metrics("ensemble_calls_total", model=front) == 1
+
+
 @pytest.mark.parametrize(
     ("worker", "parameters", "problem"),
     [

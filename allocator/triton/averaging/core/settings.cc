@@ -113,13 +113,16 @@ void normalise(std::vector<Member>& members, Rule rule) {
   for (Member& member : members) member.weight /= total;
 }
 
-std::vector<int64_t> shape_of(const Json& config) {
-  std::vector<int64_t> shape;
-  for (const Json& size : config.at("output").array().at(0).at("dims").array()) {
-    shape.push_back(whole(size.number(), 1));
-  }
-  if (shape.empty()) throw std::invalid_argument("the output has no dimension");
-  return shape;
+// Of one sample in the first input, or of its answer in the first output.
+std::vector<int64_t> shape_of(const Json& config, const std::string& tensors) {
+  return named(tensors, [&] {
+    std::vector<int64_t> shape;
+    for (const Json& size : config.at(tensors).array().at(0).at("dims").array()) {
+      shape.push_back(whole(size.number(), 1));
+    }
+    if (shape.empty()) throw std::invalid_argument("it has no dimension");
+    return shape;
+  });
 }
 
 }  // namespace
@@ -129,7 +132,8 @@ Settings Settings::parse(std::string_view text) {
   const Parameters parameters(config);
   Settings settings;
   settings.model = config.at("name").string();
-  settings.shape = named("output", [&] { return shape_of(config); });
+  settings.sample = shape_of(config, "input");
+  settings.shape = shape_of(config, "output");
   settings.members = parameters.read("workers", "{}", members_of);
   settings.rule = parameters.read("rule", "weighted", [](const std::string& given) {
     return choice<Rule>(given, {{"average", Rule::kAverage}, {"weighted", Rule::kWeighted}, {"vote", Rule::kVote}});
@@ -162,6 +166,12 @@ bool Settings::any_by_reference() const {
     return std::any_of(member.workers.begin(), member.workers.end(),
                        [](const Worker& worker) { return worker.by_reference; });
   });
+}
+
+std::string text_of(const std::vector<int64_t>& shape) {
+  std::string text;
+  for (const int64_t size : shape) text += (text.empty() ? "" : ", ") + std::to_string(size);
+  return "[" + text + "]";
 }
 
 }  // namespace averaging

@@ -38,7 +38,8 @@ struct Settings {
   size_t quorum = 1;      // members that every sample needs
   int retries = 0;        // calls for a chunk after its first
   std::chrono::duration<double> deadline{60};
-  std::vector<int64_t> shape;  // of one sample's answer; its last axis are the classes
+  std::vector<int64_t> sample;  // shape of one sample
+  std::vector<int64_t> shape;   // of one sample's answer; its last axis are the classes
 
   // Reads Triton's JSON of the model's configuration; std::invalid_argument says which parameter is wrong, and how.
   static Settings parse(std::string_view config);
@@ -48,5 +49,8 @@ struct Settings {
   bool may_miss() const { return quorum < members.size(); }
   bool any_by_reference() const;
 };
+
+// A shape for people: [128, 10].
+std::string text_of(const std::vector<int64_t>& shape);
 
 }  // namespace averaging

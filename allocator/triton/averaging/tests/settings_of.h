@@ -16,7 +16,7 @@ inline std::string escaped(const std::string& text) {
 // `parameters` are further ones: R"(, "rule": {"string_value": "vote"})".
 inline std::string config_of(const std::string& members, const std::string& parameters = "",
                              const std::string& dims = "[2]") {
-  return R"({"name": "front", "output": [{"name": "PROBABILITIES", "dims": )" + dims +
+  return R"({"name": "front", "input": [{"name": "INPUT", "dims": [4]}], "output": [{"name": "PROBABILITIES", "dims": )" + dims +
          R"(}], "parameters": {"workers": {"string_value": ")" + escaped(R"({"members": [)" + members + "]}") + "\"}" +
          parameters + "}}";
 }

@@ -57,6 +57,7 @@ using TRITONSERVER_ResponseAllocatorStartFn = TRITONSERVER_Error* (*)(TRITONSERV
 TRITONSERVER_Error* TRITONSERVER_ErrorNew(TRITONSERVER_ErrorCode, const char* message);
 void TRITONSERVER_ErrorDelete(TRITONSERVER_Error*);
 const char* TRITONSERVER_ErrorMessage(TRITONSERVER_Error*);
+uint32_t TRITONSERVER_DataTypeByteSize(TRITONSERVER_DataType);
 TRITONSERVER_Error* TRITONSERVER_LogMessage(TRITONSERVER_LogLevel, const char* file, int line, const char* message);
 
 TRITONSERVER_Error* TRITONSERVER_MessageSerializeToJson(TRITONSERVER_Message*, const char** base, size_t* bytes);

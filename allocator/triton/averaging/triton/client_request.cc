@@ -54,8 +54,18 @@ void ClientRequest::read_input() {
   uint64_t bytes = 0;
   check(TRITONBACKEND_InputProperties(input, &name, &type_, &shape, &dim_count, &bytes, &buffer_count));
   shape_.assign(shape, shape + dim_count);
-  if (shape_.empty() || shape_.front() < 1) throw std::invalid_argument("a request needs at least one sample");
-  row_bytes_ = bytes / static_cast<size_t>(shape_.front());
+  // Triton passes on, without its first dimension, what it takes for 0 samples: it counts them in 32 bits.
+  const auto& sample = context_.settings.sample;
+  if (shape_.size() != sample.size() + 1 || !std::equal(sample.begin(), sample.end(), shape_.begin() + 1)) {
+    throw std::invalid_argument("a request needs at least one sample of shape " + text_of(sample) +
+                                ", and no more than can be counted");
+  }
+  if (shape_.front() < 1) throw std::invalid_argument("a request needs at least one sample");
+  row_bytes_ = std::accumulate(sample.begin(), sample.end(), size_t{TRITONSERVER_DataTypeByteSize(type_)},
+                               [](size_t size, int64_t more) { return size * static_cast<size_t>(more); });
+  if (bytes != row_bytes_ * static_cast<size_t>(rows())) {
+    throw std::invalid_argument("a request of shape " + text_of(shape_) + " has " + std::to_string(bytes) + " bytes");
+  }
   for (uint32_t i = 0; i < buffer_count; i++) {
     const void* data = nullptr;
     Piece piece{nullptr, 0, TRITONSERVER_MEMORY_CPU, 0};

@@ -27,12 +27,6 @@ class InvalidAnswer : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-std::string text_of(const int64_t* shape, uint64_t dim_count) {
-  std::string text = "[";
-  for (uint64_t i = 0; i < dim_count; i++) text += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
-  return text + "]";
-}
-
 // No two calls have the same, also of processes and loads before this one.
 int64_t new_number() {
   static std::atomic<int64_t> next{std::chrono::system_clock::now().time_since_epoch() / std::chrono::nanoseconds(1)};
@@ -200,9 +194,9 @@ const float* MemberCall::numbers_of(TRITONSERVER_InferenceResponse* response) co
   std::vector<int64_t> wanted{chunk().rows.count()};
   const auto& rest = model_->settings().shape;
   wanted.insert(wanted.end(), rest.begin(), rest.end());
-  if (std::vector<int64_t>(answer->shape, answer->shape + answer->dim_count) != wanted) {
-    throw InvalidAnswer("the answer has shape " + text_of(answer->shape, answer->dim_count) + ", not " +
-                        text_of(wanted.data(), wanted.size()));
+  const std::vector<int64_t> shape(answer->shape, answer->shape + answer->dim_count);
+  if (shape != wanted) {
+    throw InvalidAnswer("the answer has shape " + text_of(shape) + ", not " + text_of(wanted));
   }
   if (answer->type != TRITONSERVER_TYPE_FP32) throw InvalidAnswer("the answer is not FP32");
   if (answer->memory_type == TRITONSERVER_MEMORY_GPU) throw InvalidAnswer("the answer is not in the host's memory");
