@@ -24,6 +24,7 @@ TEST(everything_can_be_said) {
   CHECK(settings.rule == Rule::kVote && settings.scores == Scores::kLogits && settings.routing == Routing::kWeights);
   CHECK(settings.segment == 64 && settings.quorum == 1 && settings.retries == 2 && settings.deadline.count() == 0.5);
   CHECK(settings.classes() == 3 && settings.width() == 15 && settings.may_miss());
+  CHECK(settings.sample == std::vector<int64_t>{4});
   CHECK(settings.members[0].workers[1].model == "a1" && settings.members[0].workers[1].batch == 32);
   CHECK(settings.members[0].workers[1].share == 2 && !settings.any_by_reference());
 }
@@ -61,7 +62,7 @@ TEST(what_is_wrong_is_named) {
                                     std::pair("deadline_seconds", "0"), std::pair("deadline_seconds", "soon")}) {
     CHECK(problem(kTwo, parameter(name, value)).find(name) == 0);
   }
-  CHECK(thrown([] { Settings::parse(config_of(kTwo, "", "[]")); }) == "output: the output has no dimension");
+  CHECK(thrown([] { Settings::parse(config_of(kTwo, "", "[]")); }) == "output: it has no dimension");
 }
 
 int main() { return checks::run(); }
