@@ -53,6 +53,14 @@ class Header(Frozen):
     splits: dict[Split, Sha256]  # of each split's ordered ids and labels, so that one can be checked without the other
 
 
+class KeptInputs(Frozen):
+    """`splits/validation/inputs.json`: samples of the validation split, for engines to be judged by."""
+
+    file: FileDigest  # an array (n, …) of the models' input type
+    rows: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)  # which samples of the split, ascending
+    fingerprint: Sha256  # of the library
+
+
 class Metrics(Frozen):
     cross_entropy: float  # mean, nats, probabilities clipped at 1e-15
     error: float = Field(ge=0, le=1)
