@@ -153,6 +153,22 @@ class BatchProfile(Frozen):
     energy_joules: float | None = Field(None, ge=0)  # for 2000 samples, where the device tells
 
 
+class Score(Frozen):
+    """Of a model on validation samples."""
+
+    cross_entropy: float
+    error: float = Field(ge=0, le=1)
+
+
+class Accuracy(Frozen):
+    """What half precision does to a model, by validation samples."""
+
+    samples: int = Field(ge=1)
+    float32: Score
+    half: Score
+    changed: float = Field(ge=0, le=1)  # share of the samples that get another class
+
+
 class Profile(Frozen):
     """`profiles/<deviceType>/<engine>/<model>.json`: one model alone on a device."""
 
@@ -164,8 +180,10 @@ class Profile(Frozen):
     cores: int
     load_seconds: float = Field(ge=0)
     batches: tuple[BatchProfile, ...]
-    largest_difference: float | None = Field(None, ge=0)  # of answers to seeded samples from ONNX Runtime's
+    largest_difference: float | None = Field(None, ge=0)  # of answers from ONNX Runtime's, to seeded samples
     agreement: float | None = Field(None, ge=0, le=1)  # share of those samples with the same class
+    accuracy: Accuracy | None = None  # of an engine of half precision; the difference is then of the same samples
+    inputs: Sha256 | None = None  # the file of those samples
     refused: str | None = None  # why this engine is not used for the model
 
     @model_validator(mode="after")
