@@ -20,7 +20,7 @@ from ensemble_core.library.library import Library
 from ensemble_core.library.records import Accuracy, ModelRecord, Score
 from ensemble_core.metrics import metrics
 
-TOLERANCE = 0.001  # by which cross-entropy, in nats, and error may be worse than in float32
+TOLERANCE = 0.001  # by which cross-entropy, in nats, and error may be worse than in float32; error by one sample always
 CHANGED = 0.01  # share of samples that may get another class
 NO_INPUTS = (
     "keeps no validation samples, by which half precision is checked: run `ensemble train` of its search again, or "
@@ -110,9 +110,10 @@ def judge(model: str, truth: Truth, float32: Floats, half: Floats) -> dict[str, 
 def too_far(accuracy: Accuracy) -> bool:
     """Whether a model is worse in half precision than is allowed, or another one."""
     half, float32 = accuracy.half, accuracy.float32
+    more_errors = round((half.error - float32.error) * accuracy.samples)
     return not (
         half.cross_entropy <= float32.cross_entropy + TOLERANCE
-        and half.error <= float32.error + TOLERANCE
+        and more_errors <= max(1, TOLERANCE * accuracy.samples)
         and accuracy.changed <= CHANGED
     )
 

@@ -44,19 +44,21 @@ def test_a_model_that_stays_as_good_is_used_however_far_its_answers_are() -> Non
 
 
 @pytest.mark.parametrize(
-    ("entropy", "error", "changed", "refused"),
+    ("samples", "entropy", "errors", "changed", "refused"),
     [
-        (0.0, 0.0, 0.0, False),
-        (0.999 * TOLERANCE, 0.999 * TOLERANCE, CHANGED, False),
-        (-0.1, -0.1, 0.0, False),
-        (1.001 * TOLERANCE, 0.0, 0.0, True),
-        (0.0, 1.001 * TOLERANCE, 0.0, True),
-        (-0.1, -0.1, 1.001 * CHANGED, True),
+        (4000, 0.0, 0, 0.0, False),
+        (4000, 0.999 * TOLERANCE, 4, CHANGED, False),
+        (4000, -0.1, -400, 0.0, False),
+        (4000, 1.001 * TOLERANCE, 0, 0.0, True),
+        (4000, 0.0, 5, 0.0, True),
+        (4000, -0.1, -400, 1.001 * CHANGED, True),
+        (960, 0.0, 1, 0.0, False),  # fewer samples cannot tell 0.001: one error more is allowed
+        (960, 0.0, 2, 0.0, True),
     ],
 )
-def test_what_is_too_far(entropy: float, error: float, changed: float, refused: bool) -> None:
-    half = Score(cross_entropy=0.5 + entropy, error=0.2 + error)
-    accuracy = Accuracy(samples=9, float32=Score(cross_entropy=0.5, error=0.2), half=half, changed=changed)
+def test_what_is_too_far(samples: int, entropy: float, errors: int, changed: float, refused: bool) -> None:
+    half = Score(cross_entropy=0.5 + entropy, error=0.2 + errors / samples)
+    accuracy = Accuracy(samples=samples, float32=Score(cross_entropy=0.5, error=0.2), half=half, changed=changed)
     assert too_far(accuracy) is refused
 
 
