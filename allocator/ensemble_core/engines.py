@@ -9,6 +9,7 @@ import ctypes
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -16,10 +17,16 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-Engine = Literal["onnxruntime", "openvino", "tensorrt"]
+Engine = Literal["onnxruntime", "openvino", "openvino-bf16", "openvino-fp16", "tensorrt", "tensorrt-fp16"]
 DEFAULT: Engine = "onnxruntime"
 # What may take the default's place on a type of device; their answers are compared with the default's.
-OTHERS: dict[str, tuple[Engine, ...]] = {"cpu": ("openvino",), "gpu": ("tensorrt",)}
+OTHERS: dict[str, tuple[Engine, ...]] = {
+    "cpu": ("openvino", "openvino-bf16", "openvino-fp16"),
+    "gpu": ("tensorrt", "tensorrt-fp16"),
+}
+# Those that compute with half the bits, and in which numbers: they change answers, and are judged by the accuracy left.
+HALF: dict[Engine, str] = {"openvino-bf16": "BF16", "openvino-fp16": "FP16", "tensorrt-fp16": "FP16"}
+_HINTS = {"": "f32", "bf16": "bf16", "fp16": "f16"}  # OpenVINO's words for them
 TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 
 Array = npt.NDArray[Any]
@@ -66,22 +73,43 @@ Loader = Callable[[Path, Place], Model]
 
 
 def version_of(engine: str) -> str | None:
-    """Version of an engine of this Python, none if it is not installed."""
-    if engine == "tensorrt":
+    """Version of an engine of this Python, none if it is not installed or this machine does not compute so."""
+    package, _, precision = engine.partition("-")
+    if package == "tensorrt":
         library, runtime = _tensorrt_version(), version_of(DEFAULT)
         return library and runtime and f"{library} in onnxruntime {runtime}"
-    for package in (engine, f"{engine}-gpu"):
+    for name in (package, f"{package}-gpu"):
         try:
-            return version(package)
+            found = version(name)
         except PackageNotFoundError:
             continue
+        return found if not precision or precision.upper() in cpu_precisions() else None
     return None
+
+
+@cache
+def cpu_precisions() -> frozenset[str]:
+    """Numbers in which this machine's CPU computes, as OpenVINO calls them: FP32, BF16, FP16, …"""
+    return frozenset(_import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
+def why_not(engine: Engine) -> str | None:
+    """Why an engine is not there, none if it is."""
+    if version_of(engine) is not None:
+        return None
+    package = engine.partition("-")[0]
+    if version_of(package) is None:
+        return f"{package} is not installed"
+    return f"this CPU does not compute in {HALF[engine]}"
 
 
 def loader(engine: Engine) -> Loader:
     """Import an engine; what loads models with it. NotInstalledError if it is not there."""
+    package, _, precision = engine.partition("-")
     try:
-        return {"onnxruntime": _onnxruntime, "openvino": _openvino, "tensorrt": _tensorrt}[engine]()
+        if package == "onnxruntime":
+            return _onnxruntime()
+        return _openvino(precision) if package == "openvino" else _tensorrt(precision)
     except ImportError as error:
         raise NotInstalledError(f"the engine {engine} is not installed: {error}") from error
 
@@ -98,7 +126,7 @@ def _onnxruntime() -> Loader:
     return load
 
 
-def _tensorrt() -> Loader:
+def _tensorrt(precision: str) -> Loader:
     """ONNX Runtime with TensorRT, as Triton's backend has it; has not run on a GPU yet."""
     import onnxruntime
 
@@ -108,7 +136,7 @@ def _tensorrt() -> Loader:
     def load(path: Path, place: Place) -> Model:
         given = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).get_inputs()[0]
         shapes = tensorrt_shapes(given.name, given.shape[1:], place.batch)
-        options = {"device_id": place.gpu, **shapes}
+        options = {"device_id": place.gpu, "trt_fp16_enable": precision == "fp16", **shapes}
         cuda = ("CUDAExecutionProvider", {"device_id": place.gpu})
         return _session(
             onnxruntime, path, place, [("TensorrtExecutionProvider", options), cuda, "CPUExecutionProvider"]
@@ -145,17 +173,25 @@ def _session(onnxruntime: Any, path: Path, place: Place, providers: list[Any]) -
     return Model(np.dtype(TYPES[given.type]), tuple(given.shape[1:]), run)
 
 
-def _openvino() -> Loader:
+def _import_openvino() -> Any:
     # Importing OpenVINO would tell its makers so over the network; without this package of theirs it does not.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
+
+    return openvino
+
+
+def _openvino(precision: str) -> Loader:
+    openvino = _import_openvino()
+    if precision and precision.upper() not in cpu_precisions():
+        raise NotInstalledError(f"the engine openvino-{precision} is not here: this CPU does not compute so")
 
     def load(path: Path, place: Place) -> Model:
         settings = {
             "INFERENCE_NUM_THREADS": place.threads,
             "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,  # the process keeps to its cores already
-            "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 where the CPU has it
+            "INFERENCE_PRECISION_HINT": _HINTS[precision],  # without it bfloat16 where the CPU has it
         }
         compiled = openvino.Core().compile_model(path, "CPU", settings)
         request, given = compiled.create_infer_request(), compiled.input(0)

@@ -40,9 +40,9 @@ def test_what_is_rendered_for_a_gpu_is_loaded_and_compared(
         stand_in(server, monkeypatch, change)
         rows = list(gpu_check.served(server, gpu_check.build(tmp_path), gpu))
     assert [row[:2] for row in rows] == [
-        (name, engine) for name in ("convolutions", "dense") for engine in ("onnxruntime", "tensorrt")
+        (name, engine) for name in ("convolutions", "dense") for engine in ("onnxruntime", "tensorrt", "tensorrt-fp16")
     ]
-    assert [row[-1] for row in rows] == [verdict] * 4
+    assert [row[-1] for row in rows] == [verdict, verdict, "ok"] * 2
 
 
 @pytest.mark.skipif(bool(shutil.which("nvidia-smi")), reason="has a GPU")

@@ -44,6 +44,15 @@ def test_the_url_tells_bucket_and_prefix(store: Store, s3: Any) -> None:
     assert store.local("library.json") is None
 
 
+def test_validation_samples_come_from_the_bucket(library: Library) -> None:
+    samples = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 1), np.uint8)
+    kept = library.keep_inputs(samples, "inputs")
+    opened = Library.open(library.store)
+    assert opened.inputs() == kept
+    assert np.array_equal(np.load(opened.samples(kept), mmap_mode="r"), samples)
+    assert opened.verify() == []
+
+
 def test_other_prefixes_of_the_bucket_are_not_seen(store: Store, s3: Any) -> None:
     other = open_store(Storage(s3=S3Storage(bucket=s3.name, prefix="some/prefix-2")))
     whole = open_store(Storage(s3=S3Storage(bucket=s3.name)))

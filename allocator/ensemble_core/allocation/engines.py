@@ -7,7 +7,7 @@ may be faster with small batches and another with large ones.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from ensemble_core.allocation.memory import Curve
 from ensemble_core.allocation.speeds import BatchTimes
 from ensemble_core.engines import DEFAULT, Engine
-from ensemble_core.library.records import BatchProfile, Profile
+from ensemble_core.library.records import Accuracy, BatchProfile, Profile
 
 # Engines are measured in processes one after the other: the least by which one must be faster, however steady it was.
 LEAST_GAIN = 0.03
@@ -30,12 +30,14 @@ class Figures:
         times: Of those engines.
         curve: Memory of those engines.
         curves: Memory by engine, of all that could be chosen.
+        accuracies: Of the engines of half precision among these.
     """
 
     engines: Mapping[int, Engine]
     times: BatchTimes
     curve: Curve
     curves: Mapping[Engine, Curve]
+    accuracies: Mapping[Engine, Accuracy] = field(default_factory=dict)
 
     @classmethod
     def of(cls, profile: Profile, engines: Mapping[int, Engine] | None = None) -> Figures:
@@ -60,13 +62,15 @@ def choose(profiles: Mapping[Engine, Profile], batch_sizes: Sequence[int]) -> Fi
     used = set(engines.values())
     chosen = {size: engine for size, engine in engines.items() if engine != DEFAULT}
     curves = {engine: Curve.of(profile) for engine, profile in usable.items()}
+    accuracies = {engine: profile.accuracy for engine, profile in usable.items() if profile.accuracy}
     if len(used) == 1:
-        return replace(Figures.of(usable[used.pop()], chosen), curves=curves)
+        return replace(Figures.of(usable[used.pop()], chosen), curves=curves, accuracies=accuracies)
     return Figures(
         chosen,
         BatchTimes(tuple((size, _seconds(usable[engine], size)) for size, engine in sorted(engines.items()))),
         Curve(tuple((size, curves[engine].at(size)) for size, engine in sorted(engines.items()))),
         curves,
+        accuracies,
     )
 
 

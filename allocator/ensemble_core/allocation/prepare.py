@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
@@ -22,12 +22,13 @@ from ensemble_core.allocation.speeds import Speeds
 from ensemble_core.api.documents import Documents
 from ensemble_core.api.ensembledeployment import EnsembleDeployment, EnsembleDeploymentSpec, Optimization
 from ensemble_core.api.ensembleselection import EnsembleSelection
-from ensemble_core.engines import DEFAULT, OTHERS, Engine, version_of
+from ensemble_core.engines import DEFAULT, HALF, OTHERS, Engine, version_of, why_not
 from ensemble_core.errors import UserError
 from ensemble_core.library.library import SERVABLE, Library
 from ensemble_core.library.parsing import validated
 from ensemble_core.library.records import ModelRecord, Profile, Signature
 from ensemble_core.library.store import open_store
+from ensemble_core.profiling.half import NO_INPUTS, judged_by
 from ensemble_core.profiling.measure import Device, MeasurementError, add_to_profile, lacking
 from ensemble_core.selection.result import MemberResult, SelectionResult
 from ensemble_core.selection.run import find_result, read_result
@@ -158,6 +159,8 @@ def profiled(ensemble: Ensemble, tell: Tell = lambda text: None) -> tuple[Subjec
         NoServerError: the server is not installed.
     """
     subject = subject_of(ensemble)
+    for problem in _without_half(ensemble):
+        tell(problem)
     first = {row.device_type: row for row in reversed(subject.devices)}
     profiles = tuple(
         {kind: _figures(ensemble, index, row, tell) for kind, row in first.items()}
@@ -278,7 +281,7 @@ def _figures(ensemble: Ensemble, index: int, row: DeviceRow, tell: Tell) -> Figu
     profiles: dict[Engine, Profile] = {}
     for engine in (each for each in engines_of(spec) if each in (DEFAULT, *OTHERS[row.type])):
         version = version_of(engine)
-        if version is None:
+        if version is None or (engine in HALF and ensemble.libraries[index].inputs() is None):
             continue
         try:
             profiles[engine] = _profile(ensemble, index, row, engine, version, tell)
@@ -293,11 +296,23 @@ def _figures(ensemble: Ensemble, index: int, row: DeviceRow, tell: Tell) -> Figu
     return choose(profiles, spec.batch_sizes)
 
 
+def _without_half(ensemble: Ensemble) -> Iterator[str]:
+    """Why engines of half precision, which somebody asked for, are not used at all or for a library's models."""
+    wanted = {engine: why_not(engine) for engine in engines_of(ensemble.deployment.spec) if engine in HALF}
+    yield from (f"{engine} is not used: {reason}" for engine, reason in wanted.items() if reason)
+    there = [engine for engine, reason in wanted.items() if reason is None]
+    if there:
+        for url, library in {library.store.url: library for library in ensemble.libraries}.items():
+            if library.inputs() is None:
+                yield f"{', '.join(there)} not used for models of {url}: it {NO_INPUTS}"
+
+
 def _profile(ensemble: Ensemble, index: int, row: DeviceRow, engine: Engine, version: str, tell: Tell) -> Profile:
     """The stored profile of a member on a type of device, at three batch sizes or more; what lacks is measured."""
     library, record, member = ensemble.libraries[index], ensemble.records[index], ensemble.members[index]
     stored = library.profile(row.device_type, engine, record.id)
-    missing = lacking(stored, member.sha256, version, sizes_to_profile(ensemble.deployment.spec.batch_sizes))
+    sizes = sizes_to_profile(ensemble.deployment.spec.batch_sizes)
+    missing = lacking(stored, member.sha256, version, sizes, judged_by(library, engine))
     if stored is not None and not missing:
         return stored
     tell(f"measuring {member.model_id} on {row.device_type} with {engine}")

@@ -12,7 +12,7 @@ from ensemble_core.allocation.candidate import Candidate, Measured
 from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.plan import DeviceRow, Engines, Member
 from ensemble_core.api.ensembledeployment import EnsembleDeployment
-from ensemble_core.engines import DEFAULT, Engine
+from ensemble_core.engines import DEFAULT, HALF, Engine
 from ensemble_core.frozen import Frozen, digest
 from ensemble_core.library.records import ModelId, Sha256
 
@@ -111,6 +111,11 @@ class AllocationResult(Frozen):
     def candidate(self) -> Candidate:
         """What was chosen: the matrix and its routing."""
         return Candidate(Matrix(self.matrix), self.shares)
+
+    @property
+    def in_half(self) -> bool:
+        """Whether a worker computes in half precision."""
+        return any(engine in HALF for row in self.engines for engine in row)
 
 
 def device_fingerprint(devices: Sequence[DeviceRow]) -> str:

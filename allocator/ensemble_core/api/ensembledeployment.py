@@ -161,11 +161,13 @@ class Optimization(Ruled):
         description="Batch sizes that an entry of the matrix may have, ascending. No batch is larger than a segment or "
         "a request, so the default ends there.",
     )
-    engines: tuple[Literal["openvino", "tensorrt"], ...] = Field(
+    engines: tuple[Literal["openvino", "openvino-bf16", "openvino-fp16", "tensorrt", "tensorrt-fp16"], ...] = Field(
         ("openvino", "tensorrt"),
         max_length=8,
         description="Engines that may run a member in the place of ONNX Runtime, where they are installed, faster "
-        "beyond the noise of measurements, and answer the same: `openvino` on CPUs, `tensorrt` on GPUs.",
+        "beyond the noise of measurements, and answer the same: `openvino` on CPUs, `tensorrt` on GPUs. Those of half "
+        "precision, `openvino-bf16`, `openvino-fp16` and `tensorrt-fp16`, answer about the same: they run members "
+        "that are no worse with them on the library's validation samples.",
     )
     seconds_per_benchmark: float = Field(
         2, ge=0.1, le=600, description="Length of the measured window of one benchmark in seconds."

@@ -24,6 +24,8 @@ from ensemble_core.allocation.prepare import (
 from ensemble_core.allocation.result import AllocationResult, Benchmark, Subject, Throughput
 from ensemble_core.api.documents import load_documents
 from ensemble_core.engines import DEFAULT, Engine
+from ensemble_core.library.records import Accuracy
+from ensemble_core.profiling.half import words
 from ensemble_core.report import CommandError, Report, add_report_arguments, run_reported
 from ensemble_core.serving import footprint
 from ensemble_core.serving.load import QUIET
@@ -64,6 +66,8 @@ def _allocate(arguments: argparse.Namespace, report: Report) -> dict[str, Any]:
     for line in table(found):
         print(line)
     plan = allocated_plan(ensemble, subject, found)
+    for (model, engine), accuracy in accuracies(plan, profiles).items():
+        print(f"  {model} by {engine}: {words(accuracy)}")
     return {"digest": found.digest, "summary": summary(found, plan, profiles)}
 
 
@@ -132,12 +136,27 @@ def summary(found: AllocationResult, plan: Plan, profiles: Profiles) -> dict[str
         own = profiles[worker.member][plan.device(worker.device).device_type]
         return own.memory(worker.engine, worker.batch_size)
 
+    half = [
+        {"modelId": model, "engine": engine, **accuracy.document()}
+        for (model, engine), accuracy in accuracies(plan, profiles).items()
+    ]
     return {
         **found.document(),
+        **({"accuracy": half} if half else {}),
         "benchmarks": len(found.benchmarks),
         "sharedMemoryMiB": footprint.shared_memory_mib(plan),
         "memoryMiB": footprint.memory_mib(plan, need),
     }
+
+
+def accuracies(plan: Plan, profiles: Profiles) -> dict[tuple[str, Engine], Accuracy]:
+    """What half precision does to members, by member and engine, as far as workers of the plan compute so."""
+    found = {}
+    for worker in plan.workers:
+        own = profiles[worker.member][plan.device(worker.device).device_type].accuracies
+        if worker.engine in own:
+            found[plan.members[worker.member].model_id, worker.engine] = own[worker.engine]
+    return found
 
 
 def table(found: AllocationResult) -> list[str]:

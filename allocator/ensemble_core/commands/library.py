@@ -20,7 +20,7 @@ _CREATES = ("labels_validation", "labels_heldout", "input_type", "input_shape")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    verbs = parser.add_subparsers(required=True, metavar="ls|show|verify|add|export|gc|delete")
+    verbs = parser.add_subparsers(required=True, metavar="ls|show|verify|add|inputs|export|gc|delete")
 
     def verb(name: str, action: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=text, description=text)
@@ -34,6 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show.add_argument("model", metavar="MODEL")
     verb("verify", _verify, "digest every file and check all content; exit code 1 if anything is wrong")
     _add_options(verb("add", _add, "import a model from an ONNX file and its predictions, or from predictions alone"))
+    inputs = verb(
+        "inputs", _inputs, "keep samples of the validation split, for engines of half precision to be judged by"
+    )
+    inputs.add_argument(
+        "samples", type=Path, metavar="NPY", help="all of them as models take them, in the labels' order"
+    )
     export = verb("export", _export, "copy models with their profiles into another library of the same data")
     export.add_argument("models", metavar="MODEL", nargs="+")
     export.add_argument("--to", required=True, metavar="LIBRARY", help="created if it is not there")
@@ -171,11 +177,20 @@ def _shape(text: str) -> tuple[int, ...]:
     return shape
 
 
+def _inputs(arguments: argparse.Namespace) -> int:
+    library = _open(arguments.library)
+    kept = imports.add_inputs(library, arguments.samples)
+    total = library.header.samples["validation"]
+    print(f"{library.store.url}: keeps {len(kept.rows)} of {total} validation samples, {_mib(kept.file.bytes)}")
+    return 0
+
+
 def _export(arguments: argparse.Namespace) -> int:
     source = _open(arguments.library)
     records = [source.model(model_id) for model_id in arguments.models]
     files = [{key: source.file(record, key) for key in record.files} for record in records]
     target = Library.create(_store(arguments.to), source.header, source.splits())
+    target.copy_inputs(source)
     for record, own in zip(records, files, strict=True):
         try:
             imports.publish_same(target, record, own)

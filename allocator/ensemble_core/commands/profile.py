@@ -11,6 +11,7 @@ from ensemble_core.api.documents import load_documents
 from ensemble_core.errors import UserError
 from ensemble_core.library.records import BatchProfile, Profile
 from ensemble_core.profiling.child import SAMPLES
+from ensemble_core.profiling.half import words
 from ensemble_core.profiling.run import run_profiling
 from ensemble_core.report import CommandError, Report, add_report_arguments, run_reported
 
@@ -64,7 +65,8 @@ def _sizes(text: str) -> tuple[int, ...]:
 def table(profiles: Sequence[Profile]) -> list[str]:
     """Models, engines and batch sizes as lines of text; a dash where the device tells no energy.
 
-    After the thesis, section 5.5. A model that an engine is not used for has a line that says why.
+    After the thesis, section 5.5. What half precision does to a model has a line, and so has what an engine is
+    not used for, with the reason.
     """
     rows = [HEAD, *(_row(profile, batch) for profile in profiles for batch in profile.batches)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
@@ -78,7 +80,12 @@ def table(profiles: Sequence[Profile]) -> list[str]:
     refused = [
         f"{profile.model} is not for {profile.engine}: {profile.refused}" for profile in profiles if profile.refused
     ]
-    return [*(lines if len(rows) > 1 else []), *refused]
+    half = [
+        f"{profile.model} by {profile.engine}: {words(profile.accuracy)}"
+        for profile in profiles
+        if profile.accuracy and not profile.refused
+    ]
+    return [*(lines if len(rows) > 1 else []), *half, *refused]
 
 
 def _row(profile: Profile, batch: BatchProfile) -> tuple[str, ...]:

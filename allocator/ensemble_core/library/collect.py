@@ -14,6 +14,7 @@ from typing import Any
 
 from ensemble_core.errors import UserError
 from ensemble_core.library import names
+from ensemble_core.library.inputs import FILES
 from ensemble_core.library.library import Library
 from ensemble_core.library.records import ModelRecord
 from ensemble_core.library.searches import all_newest_claims
@@ -59,7 +60,12 @@ def plan(library: Library, unreferenced: bool = False) -> tuple[Removal, ...]:
     models = {record.id: record for record in library.models()}
     stored, files = library.store.entries("trials/"), library.store.entries("models/")
     trials = _trials(stored, models)
-    removals = [*_leftovers(library), *_checkpoints(stored, trials), *_stray(files, models, trials)]
+    removals = [
+        *_leftovers(library),
+        *_replaced_inputs(library),
+        *_checkpoints(stored, trials),
+        *_stray(files, models, trials),
+    ]
     if unreferenced:
         picked = set(_picked(library))
         running = trials.running_searches()
@@ -90,6 +96,17 @@ def _leftovers(library: Library) -> Iterator[Removal]:
     found = library.store.leftovers(GRACE_SECONDS)
     if found:
         yield _removal("unfinished writes, older than a day", found)
+
+
+def _replaced_inputs(library: Library) -> Iterator[Removal]:
+    kept, old = library.inputs(), time.time() - GRACE_SECONDS
+    found = {
+        path: entry
+        for path, entry in library.store.entries(FILES).items()
+        if entry.modified <= old and (kept is None or path != kept.file.path)
+    }
+    if found:
+        yield _removal("validation inputs that others have replaced", found)
 
 
 def _checkpoints(stored: Mapping[str, Entry], trials: _Trials) -> Iterator[Removal]:
@@ -158,7 +175,8 @@ DELETIONS = 16  # at a time
 BATCH = 256  # between two looks at the clock of whoever waits
 # What this format writes; whatever else lies in the folder is somebody else's.
 _OWNED = re.compile(
-    r"library\.json|splits/(validation|heldout)/(ids|labels)\.npy|searches/[^/]+/(spec|attempt-\d+)\.json"
+    r"library\.json|splits/(validation|heldout)/(ids|labels)\.npy|splits/validation/inputs(\.json|-[0-9a-f]{16}\.npy)"
+    r"|searches/[^/]+/(spec|attempt-\d+)\.json"
     r"|trials/.+-\d{4,}/(claim-\d+\.json|\d+/.+)|models/[^/]+/(record\.json|[^/]+/[^/]+)"
     r"|profiles/[^/]+/[^/]+/[^/]+\.json|(selections|allocations|benchmarks)/[^/]+\.json"
 )

@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble_core.engines import DEFAULT, Place, loader
 from ensemble_core.errors import UserError
+from ensemble_core.library.inputs import REPRODUCED, check_samples, drawn
 from ensemble_core.library.library import SERVABLE, Library
 from ensemble_core.library.parsing import load_array, load_probabilities
-from ensemble_core.library.records import SPLITS, Header, ModelRecord, Origin, Signature, Split
+from ensemble_core.library.records import SPLITS, Header, KeptInputs, ModelRecord, Origin, Signature, Split
 from ensemble_core.library.splits import LabelledIds, outside
 from ensemble_core.library.store import sha256_of
 from ensemble_core.metrics import metrics
 
+_BATCH = 64  # samples of a call
 _ONNX_TYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}
 
 
@@ -81,6 +84,38 @@ def load_labels(path: Path, classes: int) -> NDArray[np.int64]:
     if (wrong := outside(labels, classes)) is not None:
         raise UserError(str(path), f"label {labels[wrong]} of sample {wrong} is outside the classes 0 to {classes - 1}")
     return labels.astype(np.int64)
+
+
+def add_inputs(library: Library, path: Path) -> KeptInputs:
+    """Keep samples of the validation split from a `.npy` file that has all of them in the order of the labels.
+
+    UserError that names the file, and nothing is written, unless they are such as the library's models take, and one
+    of these answers to them what its predictions say.
+    """
+    _readable(path)
+    samples, header = load_array(path, str(path)), library.header
+    check_samples(samples, header.samples["validation"], header, str(path))
+    _check_reproduced(library, samples, path)
+    return library.keep_inputs(samples, str(path))
+
+
+def _check_reproduced(library: Library, samples: NDArray[Any], path: Path) -> None:
+    """By one model, where there is one; every other is checked before an engine is judged with it."""
+    record = next((model for model in library.models() if SERVABLE in model.files), None)
+    if record is None:
+        return
+    rows = drawn(len(samples), samples[:1].nbytes)
+    model = loader(DEFAULT)(library.file(record, SERVABLE), Place(1, (), None, _BATCH))
+    answers = np.concatenate([model.run(samples[some]) for some in np.array_split(rows, -(-len(rows) // _BATCH))])
+    distances = np.abs(answers - library.predictions(record, "validation")[rows]).max(axis=1)
+    if not (distances <= REPRODUCED).all():
+        worst = int(rows[int(np.argmax(np.nan_to_num(distances, nan=np.inf)))])
+        raise UserError(
+            str(path),
+            f"does not go with the library's predictions: {record.id} answers to sample {worst} by up to "
+            f"{distances.max():.2g} otherwise ({REPRODUCED:g} is allowed); are the samples in the order of the labels, "
+            "and as the models take them?",
+        )
 
 
 def numbered(labels: NDArray[np.int64]) -> LabelledIds:

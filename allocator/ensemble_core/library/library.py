@@ -16,6 +16,7 @@ from ensemble_core.frozen import digest
 from ensemble_core.library import names
 from ensemble_core.library.cache import Verifier
 from ensemble_core.library.checkpoints import Checkpoints
+from ensemble_core.library.inputs import Inputs
 from ensemble_core.library.parsing import load_array_bytes, load_probabilities, parse, parse_object
 from ensemble_core.library.records import FORMAT, SPLITS, FileDigest, Header, ModelRecord, Split
 from ensemble_core.library.results import Results
@@ -30,7 +31,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Library(Searches, Checkpoints, Results):
+class Library(Searches, Checkpoints, Results, Inputs):
     """An open library. Safe to share among threads and to open in any number of processes.
 
     What is read is checked: a file that is truncated, corrupt, tampered with, or of another format or data set raises
@@ -155,6 +156,9 @@ class Library(Searches, Checkpoints, Results):
         found: list[str] = []
         for split in SPLITS:
             _collect(found, self._split, split)
+        kept = _collect(found, self.inputs)
+        if kept is not None:
+            _collect(found, self.samples, kept)
         for model_id, data in self._records().items():
             record = _collect(found, self._parse, model_id, data)
             if record is not None:

@@ -53,6 +53,14 @@ class Header(Frozen):
     splits: dict[Split, Sha256]  # of each split's ordered ids and labels, so that one can be checked without the other
 
 
+class KeptInputs(Frozen):
+    """`splits/validation/inputs.json`: samples of the validation split, for engines to be judged by."""
+
+    file: FileDigest  # an array (n, …) of the models' input type
+    rows: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)  # which samples of the split, ascending
+    fingerprint: Sha256  # of the library
+
+
 class Metrics(Frozen):
     cross_entropy: float  # mean, nats, probabilities clipped at 1e-15
     error: float = Field(ge=0, le=1)
@@ -145,6 +153,22 @@ class BatchProfile(Frozen):
     energy_joules: float | None = Field(None, ge=0)  # for 2000 samples, where the device tells
 
 
+class Score(Frozen):
+    """Of a model on validation samples."""
+
+    cross_entropy: float
+    error: float = Field(ge=0, le=1)
+
+
+class Accuracy(Frozen):
+    """What half precision does to a model, by validation samples."""
+
+    samples: int = Field(ge=1)
+    float32: Score
+    half: Score
+    changed: float = Field(ge=0, le=1)  # share of the samples that get another class
+
+
 class Profile(Frozen):
     """`profiles/<deviceType>/<engine>/<model>.json`: one model alone on a device."""
 
@@ -156,8 +180,10 @@ class Profile(Frozen):
     cores: int
     load_seconds: float = Field(ge=0)
     batches: tuple[BatchProfile, ...]
-    largest_difference: float | None = Field(None, ge=0)  # of answers to seeded samples from ONNX Runtime's
+    largest_difference: float | None = Field(None, ge=0)  # of answers from ONNX Runtime's, to seeded samples
     agreement: float | None = Field(None, ge=0, le=1)  # share of those samples with the same class
+    accuracy: Accuracy | None = None  # of an engine of half precision; the difference is then of the same samples
+    inputs: Sha256 | None = None  # the file of those samples
     refused: str | None = None  # why this engine is not used for the model
 
     @model_validator(mode="after")

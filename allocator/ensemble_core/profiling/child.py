@@ -4,8 +4,8 @@ SETTINGS is a JSON object with the fields of `Settings`; the answer is one line 
 numpy and the engine only: what else it held would count as the model's memory. ONNX Runtime, with whose answers those
 of other engines are compared, comes when all is measured.
 
-Inputs are seeded random samples of the model's type and shape, one batch used again and again: libraries hold no
-inputs, and the time of a convolutional network does not depend on their values.
+Inputs are seeded random samples of the model's type and shape, one batch used again and again: the time of a
+convolutional network does not depend on their values. What engines of half precision are judged by is given.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ class Settings:
         gpu: Ordinal of the GPU, else none.
         batch_sizes: Ascending.
         engine: That runs it.
+        inputs: A `.npy` of samples to answer instead of seeded ones.
+        answers: A folder for the answers to them, which somebody else judges: `float32.npy`, `half.npy`.
     """
 
     model: str
@@ -64,6 +66,8 @@ class Settings:
     gpu: int | None
     batch_sizes: list[int]
     engine: Engine
+    inputs: str | None = None
+    answers: str | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,9 @@ def measure(settings: Settings) -> dict[str, Any]:
         lines = [line.strip(" -") for line in str(error).splitlines() if line.strip(" -")]
         return head | {"load_seconds": 0.0, "batches": [], "refused": lines[-1] if lines else type(error).__name__}
     expected = _answers(settings, _loader(settings, engines.DEFAULT)())
+    if settings.answers is not None:
+        _save(Path(settings.answers), float32=expected, half=answers)
+        return head | found
     return head | found | difference(expected, answers, TOLERANCE[settings.engine])
 
 
@@ -146,9 +153,24 @@ def _runner(model: Model, settings: Settings, size: int) -> Pass:
 
 
 def _answers(settings: Settings, model: Model) -> list[Array]:
-    """To seeded samples, in batches of the largest size measured at most."""
-    inputs, largest = _inputs(settings, COMPARED), settings.batch_sizes[-1]
-    return [model.run(inputs[first : first + largest]) for first in range(0, COMPARED, largest)]
+    """To the samples given or to seeded ones, in batches of the largest size measured at most."""
+    inputs, largest = _compared(settings), settings.batch_sizes[-1]
+    return [model.run(inputs[first : first + largest]) for first in range(0, len(inputs), largest)]
+
+
+def _compared(settings: Settings) -> Array:
+    import numpy as np
+
+    if settings.inputs is None:
+        return _inputs(settings, COMPARED)
+    return np.asarray(np.load(settings.inputs, mmap_mode="r", allow_pickle=False))
+
+
+def _save(folder: Path, **answers: list[Array]) -> None:
+    import numpy as np
+
+    for name, batches in answers.items():
+        np.save(folder / f"{name}.npy", np.concatenate(batches), allow_pickle=False)
 
 
 def difference(expected: list[Array], answers: list[Array], tolerance: float) -> dict[str, Any]:

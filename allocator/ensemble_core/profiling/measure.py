@@ -7,10 +7,13 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Set
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ensemble_core.api.ensembleselection import Cost
 from ensemble_core.devices import cpu_device_type, gpu_devices
@@ -19,6 +22,7 @@ from ensemble_core.errors import UserError
 from ensemble_core.library.library import SERVABLE, Library
 from ensemble_core.library.records import BatchProfile, ModelRecord, Profile, Signature
 from ensemble_core.profiling.child import Settings
+from ensemble_core.profiling.half import Truth, judge, judged_by, truth_of
 
 LEAST_BATCH = 8  # measured too, so that memory at other batch sizes can be estimated
 CHILD_SECONDS = 3600.0
@@ -69,9 +73,18 @@ def find_device(where: str, cost: Cost) -> Device:
 
 
 def measure(
-    record: ModelRecord, model: Path, signature: Signature, device: Device, batch_sizes: Iterable[int], engine: Engine
+    record: ModelRecord,
+    model: Path,
+    signature: Signature,
+    device: Device,
+    batch_sizes: Iterable[int],
+    engine: Engine,
+    truth: Truth | None = None,
 ) -> dict[str, Any]:
-    """Run the measuring process to its end; its answer, or MeasurementError."""
+    """Run the measuring process to its end; its answer, or MeasurementError.
+
+    With validation samples the answer has what they tell of an engine of half precision; OtherSamplesError as `judge`.
+    """
     settings = Settings(
         model=str(model),
         input_type=signature.input_type,
@@ -81,16 +94,27 @@ def measure(
         batch_sizes=sorted(batch_sizes),
         engine=engine,
     )
+    if truth is None:
+        return _run(record.id, settings)
+    with tempfile.TemporaryDirectory() as folder:
+        found = _run(record.id, replace(settings, inputs=str(truth.inputs), answers=folder))
+        if found.get("refused") is None:
+            float32, half = (np.load(Path(folder) / f"{name}.npy", allow_pickle=False) for name in ("float32", "half"))
+            found |= judge(record.id, truth, float32, half)
+        return {**found, "inputs": truth.sha256}
+
+
+def _run(model: str, settings: Settings) -> dict[str, Any]:
     command = [sys.executable, "-P", "-m", "ensemble_core.profiling.child", json.dumps(asdict(settings))]
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=CHILD_SECONDS)
     except subprocess.TimeoutExpired:
-        raise MeasurementError(f"{record.id}: not measured within {CHILD_SECONDS:.0f} s") from None
+        raise MeasurementError(f"{model}: not measured within {CHILD_SECONDS:.0f} s") from None
     if done.returncode < 0:
-        raise MeasurementError(f"{record.id}: the process was killed by signal {-done.returncode}; out of memory?")
+        raise MeasurementError(f"{model}: the process was killed by signal {-done.returncode}; out of memory?")
     if done.returncode > 0:
         lines = done.stderr.strip().splitlines() or ["no message"]
-        raise MeasurementError(f"{record.id}: {lines[-1]}")
+        raise MeasurementError(f"{model}: {lines[-1]}")
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
 
@@ -116,13 +140,20 @@ def make_profile(
         batches=tuple(batches[size] for size in sorted(batches)),
         largest_difference=answer.get("largest_difference"),
         agreement=answer.get("agreement"),
+        accuracy=answer.get("accuracy"),
+        inputs=answer.get("inputs"),
         refused=answer.get("refused"),
     )
 
 
-def lacking(stored: Profile | None, sha256: str, version: str, batch_sizes: Set[int]) -> Set[int]:
-    """Batch sizes that a stored profile lacks: all of another file or version, none where the engine was refused."""
-    if stored is None or (stored.model_sha256, stored.engine_version) != (sha256, version):
+def lacking(
+    stored: Profile | None, sha256: str, version: str, batch_sizes: Set[int], inputs: str | None = None
+) -> Set[int]:
+    """Batch sizes that a stored profile lacks: all of another file or version, none where the engine was refused.
+
+    Of an engine of half precision all, too, if it was judged by other validation samples than those of the digest.
+    """
+    if stored is None or (stored.model_sha256, stored.engine_version, stored.inputs) != (sha256, version, inputs):
         return batch_sizes
     return batch_sizes - {batch.batch_size for batch in stored.batches} if stored.refused is None else frozenset()
 
@@ -130,11 +161,16 @@ def lacking(stored: Profile | None, sha256: str, version: str, batch_sizes: Set[
 def add_to_profile(
     library: Library, record: ModelRecord, device: Device, engine: Engine, batch_sizes: Iterable[int]
 ) -> Profile:
-    """Measure a model at some batch sizes, and store them with what is known of it; MeasurementError if that fails."""
+    """Measure a model at some batch sizes, and store them with what is known of it; MeasurementError if that fails.
+
+    UserError if the engine is of half precision and the library keeps no validation samples, or others than the model
+    was scored on.
+    """
+    truth = truth_of(library, record) if judged_by(library, engine) else None
     if SERVABLE not in record.files:
         raise MeasurementError(f"{record.id}: has no {SERVABLE} yet")
     model = library.file(record, SERVABLE)
-    answer = measure(record, model, library.header.signature, device, batch_sizes, engine)
+    answer = measure(record, model, library.header.signature, device, batch_sizes, engine, truth)
     stored = library.profile(device.device_type, engine, record.id)
     profile = make_profile(record, record.files[SERVABLE].sha256, device, engine, answer, stored)
     library.write_profile(profile)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ensemble_core.api.documents import Documents
@@ -13,6 +13,7 @@ from ensemble_core.library.joined import JoinedModel, join
 from ensemble_core.library.library import SERVABLE, Library
 from ensemble_core.library.records import Profile
 from ensemble_core.library.store import open_store
+from ensemble_core.profiling.half import OtherSamplesError, judged_by
 from ensemble_core.profiling.measure import (
     LEAST_BATCH,
     Device,
@@ -78,14 +79,15 @@ def run_profiling(
     ]
     models = [model for model in join(libraries).models() if model.record.servable]
     sizes = frozenset({LEAST_BATCH, cost.batch_size, *compared})
-    tasks = _tasks(models, libraries, device.device_type, versions, sizes)
+    judged, unjudged = _judged(libraries, versions)
+    tasks = _tasks(models, libraries, device.device_type, versions, sizes, judged)
     total = len(models) * len(versions)
     problems: dict[Engine, list[str]] = {engine: [] for engine in versions}
     for done, task in enumerate(tasks, start=total - len(tasks)):
         progress(done, total, f"{task.model.record.id} {task.engine}" if compared else task.model.record.id)
         try:
             add_to_profile(libraries[task.model.library], task.model.record, device, task.engine, task.batch_sizes)
-        except MeasurementError as failure:
+        except (MeasurementError, OtherSamplesError) as failure:
             problems[task.engine].append(str(failure))
     progress(total, total, "")
     failures = tuple(problems[cost.engine])
@@ -95,10 +97,11 @@ def run_profiling(
         measured=asked - len(failures),
         known=len(models) - asked,
         failures=failures,
-        remarks=tuple(
-            f"{told}, by {engine}" for engine in versions if engine != cost.engine for told in problems[engine]
+        remarks=(
+            *(f"{told}, by {engine}" for engine in versions if engine != cost.engine for told in problems[engine]),
+            *unjudged,
         ),
-        profiles=_profiles(models, libraries, device.device_type, versions, sizes),
+        profiles=_profiles(models, libraries, device.device_type, versions, sizes, judged),
     )
 
 
@@ -108,21 +111,41 @@ def _versions(engine: Engine, device: Device, all_of_them: bool) -> dict[Engine,
     return {each: found for each in dict.fromkeys((engine, *others)) if (found := version_of(each)) is not None}
 
 
+Judged = list[Mapping[Engine, str | None]]
+
+
+def _judged(libraries: Sequence[Library], engines: Iterable[Engine]) -> tuple[Judged, tuple[str, ...]]:
+    """Engines that can run each library's models, with the digest of the samples that they are judged by, none if they
+    need none; and why others cannot."""
+    judged: Judged = []
+    problems: dict[str, None] = {}
+    for library in libraries:
+        own: dict[Engine, str | None] = {}
+        for engine in engines:
+            try:
+                own[engine] = judged_by(library, engine)
+            except UserError as error:
+                problems[str(error)] = None
+        judged.append(own)
+    return judged, tuple(problems)
+
+
 def _tasks(
     models: Sequence[JoinedModel],
     libraries: Sequence[Library],
     device_type: str,
     versions: Mapping[Engine, str],
     batch_sizes: frozenset[int],
+    judged: Judged,
 ) -> list[_Task]:
     """What is missing: batch sizes without a measurement of the very file by this version of the engine."""
     stored = {engine: [library.profiles(device_type, engine) for library in libraries] for engine in versions}
     tasks = []
     for model in models:
         file = model.record.files.get(SERVABLE)
-        for engine, version in versions.items():
+        for engine, inputs in judged[model.library].items():
             profile = stored[engine][model.library].get(model.record.id) if file else None
-            if missing := lacking(profile, file.sha256 if file else "", version, batch_sizes):
+            if missing := lacking(profile, file.sha256 if file else "", versions[engine], batch_sizes, inputs):
                 tasks.append(_Task(model, engine, frozenset(missing)))
     return tasks
 
@@ -133,14 +156,15 @@ def _profiles(
     device_type: str,
     versions: Mapping[Engine, str],
     batch_sizes: frozenset[int],
+    judged: Judged,
 ) -> tuple[Profile, ...]:
     """Those that lack nothing, models in their order."""
     stored = {engine: [library.profiles(device_type, engine) for library in libraries] for engine in versions}
     return tuple(
         profile
         for model in models
-        for engine, version in versions.items()
+        for engine, inputs in judged[model.library].items()
         if (profile := stored[engine][model.library].get(model.record.id))
         and (file := model.record.files.get(SERVABLE))
-        and not lacking(profile, file.sha256, version, batch_sizes)
+        and not lacking(profile, file.sha256, versions[engine], batch_sizes, inputs)
     )

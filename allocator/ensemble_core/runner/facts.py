@@ -70,6 +70,7 @@ class Endpoint:
     classes: tuple[str, ...]
     largest_difference: float  # of the answers from the members' stored held-out predictions
     samples: int  # held-out samples that were sent
+    tolerance: float = 1e-5  # of that difference
 
 
 @dataclass(frozen=True)

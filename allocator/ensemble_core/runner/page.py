@@ -16,8 +16,6 @@ from ensemble_core.runner.figures.timeline import timeline_figure
 from ensemble_core.runner.style import SCRIPT, STYLE
 from ensemble_core.runner.wording import THIN, counted, duration, headline_ensemble, number, percent, verdict
 
-TOLERANCE = 1e-5  # of the endpoint's answers
-
 
 def render_page(facts: RunFacts) -> str:
     """The page as text, pure and deterministic; it loads nothing and works without scripts, dark and on paper."""
@@ -140,7 +138,7 @@ def _figures(facts: RunFacts, ensemble: EnsembleFacts | None) -> list[Html]:
     of = ensemble or best
     error = percent(of.heldout.error if of.heldout else None)
     single = percent(best.heldout.error if best.heldout else None)
-    good = endpoint.largest_difference <= TOLERANCE
+    good = endpoint.largest_difference <= endpoint.tolerance
     return [
         _card(
             "Held-out error",
@@ -171,7 +169,7 @@ def _figures(facts: RunFacts, ensemble: EnsembleFacts | None) -> list[Html]:
             f"{'✓' if good else '✗'} {number(endpoint.largest_difference)}",
             "",
             f"largest difference from the members’ stored predictions on {counted(endpoint.samples, 'held-out sample')}"
-            + ("" if good else f": more than {number(TOLERANCE)}"),
+            + ("" if good else f": more than {number(endpoint.tolerance)}"),
             "" if good else "bad",
         ),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from ensemble_core.selection.run import find_result
 from ensemble_core.serving.errors import ServingError
 
 TOLERANCE = 1e-5  # of the endpoint's probabilities
+HALF_TOLERANCE = 0.1  # where members compute in half precision: for samples that they are unsure about
 SERVE_SECONDS = 300.0  # until the endpoint must answer
 ENDING_SECONDS = 2.0  # for a stage whose endpoint is gone to be seen to have ended
 LOOK_SECONDS = 0.5  # between looks at the endpoint while it is kept
@@ -111,7 +112,7 @@ class Run:
             "held-out samples", "dataset", "--name", self._search_name(), "--output", str(self.workspace.heldout)
         )
         with self._served(keep_serving) as served:
-            endpoint = self._ask(result, served)
+            endpoint = self._ask(result, served, allocations)
             made = Made(self.documents, result, allocations, endpoint, occupancy, self._began, self.workspace.output)
             facts = run_facts(made)
             self._tell(facts)
@@ -176,9 +177,10 @@ class Run:
                 served.check()
                 time.sleep(LOOK_SECONDS)
 
-    def _ask(self, result: SelectionResult, served: Served) -> Endpoint:
+    def _ask(self, result: SelectionResult, served: Served, allocations: Mapping[str, AllocationResult]) -> Endpoint:
+        budget = self.deployment.spec.selection_ref.budget_name
         libraries = [Library.open(open_store(source.storage)) for source in result.sources]
-        members = result.members(self.deployment.spec.selection_ref.budget_name)
+        members = result.members(budget)
         model, header, address = self.deployment.metadata.name, libraries[0].header, served.address()
         try:
             answers = ask_heldout(address["grpc"], model, self.workspace.heldout, libraries, members)
@@ -195,6 +197,7 @@ class Run:
             classes=header.class_names,
             largest_difference=answers.largest_difference,
             samples=len(answers.probabilities),
+            tolerance=HALF_TOLERANCE if allocations[budget].in_half else TOLERANCE,
         )
 
     def _tell(self, facts: RunFacts) -> None:
@@ -226,10 +229,10 @@ def _check_deployed(result: SelectionResult, name: str) -> None:
 
 
 def _judge_answers(endpoint: Endpoint) -> None:
-    if endpoint.largest_difference > TOLERANCE:
+    if endpoint.largest_difference > endpoint.tolerance:
         raise CommandError(
             f"the endpoint's answers differ from the members' average by {endpoint.largest_difference:.1e}, "
-            f"more than {TOLERANCE:g}"
+            f"more than {endpoint.tolerance:g}"
         )
 
 

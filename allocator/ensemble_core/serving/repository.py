@@ -11,7 +11,7 @@ from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from ensemble_core.allocation.plan import Plan, Worker
-from ensemble_core.engines import tensorrt_shapes
+from ensemble_core.engines import HALF, tensorrt_shapes
 from ensemble_core.library.records import Signature
 from ensemble_core.serving.workers import workers_of
 
@@ -123,8 +123,8 @@ def _worker(plan: Plan, worker: Worker) -> Any:
         config.input.add(name="INPUT", data_type=TYPES[plan.signature.input_type], dims=plan.signature.input_shape)
         config.output.add(name="PROBABILITIES", data_type=pb.TYPE_FP32, dims=[plan.signature.classes])
         config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_GPU, count=1, gpus=[device.ordinal])
-        if worker.engine == "tensorrt":
-            _add_tensorrt(config, plan.signature, worker.batch_size)
+        if worker.engine.startswith("tensorrt"):
+            _add_tensorrt(config, plan.signature, worker.batch_size, HALF.get(worker.engine, "FP32"))
         return _with_parameters(config, **parameters)
     # A reference is not a batch of samples: 0 keeps Triton from reading its 4 numbers as one.
     config.backend, config.max_batch_size = "member", 0
@@ -137,10 +137,10 @@ def _worker(plan: Plan, worker: Worker) -> Any:
     return _with_parameters(config, **parameters, threads=str(len(device.cores)), batch=str(worker.batch_size))
 
 
-def _add_tensorrt(config: Any, signature: Signature, batch_size: int) -> None:
+def _add_tensorrt(config: Any, signature: Signature, batch_size: int, precision: str) -> None:
     """Let ONNX Runtime give TensorRT what it can run; its engine is built, and its memory taken, at load."""
     accelerator = config.optimization.execution_accelerators.gpu_execution_accelerator.add(name="tensorrt")
-    accelerator.parameters["precision_mode"] = "FP32"
+    accelerator.parameters["precision_mode"] = precision
     for name, shapes in tensorrt_shapes("INPUT", signature.input_shape, batch_size).items():
         accelerator.parameters[name] = shapes
     warmup = config.model_warmup.add(name="zeros", batch_size=batch_size, count=1)

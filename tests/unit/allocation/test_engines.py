@@ -15,7 +15,7 @@ from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.plan import plan_of
 from ensemble_core.allocation.result import Subject
 from ensemble_core.engines import Engine
-from ensemble_core.library.records import BatchProfile, Profile, Signature
+from ensemble_core.library.records import Accuracy, BatchProfile, Profile, Score, Signature
 
 SIZES = (8, 32, 128)
 
@@ -117,6 +117,19 @@ def test_an_engine_that_was_refused_is_not_used_however_fast() -> None:
     assert chosen(ours, profile("openvino", every(0.1), refused="answers otherwise")) == {}
     assert chosen(ours, profile("openvino", {}, refused="does not support Det")) == {}
     assert choose({"onnxruntime": ours, "openvino": profile("openvino", {}, refused="no")}, SIZES) == Figures.of(ours)
+
+
+def test_what_half_precision_does_goes_along_unless_it_was_refused() -> None:
+    score = Score(cross_entropy=0.5, error=0.25)
+    accuracy = Accuracy(samples=8, float32=score, half=score, changed=0.0)
+    ours, half = profile("onnxruntime", every(1.0)), profile("openvino-bf16", every(0.3))
+    half = half.model_copy(update={"accuracy": accuracy})
+    found = choose({"onnxruntime": ours, "openvino": profile("openvino", every(0.9)), "openvino-bf16": half}, SIZES)
+    assert dict(found.engines) == dict.fromkeys(SIZES, "openvino-bf16")
+    assert found.accuracies == {"openvino-bf16": accuracy}
+    refused = half.model_copy(update={"refused": "worse"})
+    found = choose({"onnxruntime": ours, "openvino-bf16": refused}, SIZES)
+    assert (found.engines, found.accuracies) == ({}, {})
 
 
 TIMES = st.dictionaries(st.sampled_from((4, 8, 32, 100, 128)), st.floats(1e-3, 1e3), min_size=1)

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 
+from ensemble_core import engines
 from ensemble_core.allocation import prepare
 from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.plan import Engines
@@ -21,16 +22,22 @@ from ensemble_core.allocation.result import (
 )
 from ensemble_core.api.ensembledeployment import EnsembleDeployment, Serving
 from ensemble_core.api.ensembleselection import BEST_SINGLE
-from ensemble_core.commands.allocate import summary
+from ensemble_core.commands.allocate import accuracies, summary
+from ensemble_core.engines import HALF
 from ensemble_core.errors import UserError
-from ensemble_core.library.records import BatchProfile, Profile, Signature
+from ensemble_core.library.records import Accuracy, BatchProfile, Profile, Score, Signature
+from ensemble_core.profiling.half import NO_INPUTS
 
 KIND = "cpu-test-1c"
+SCORE = Score(cross_entropy=0.5, error=0.25)
 SIGNATURE = Signature(input_type="uint8", input_shape=(8, 8, 1), classes=10)
 
 
 class Profiles:
     """A library that has a profile of each member by each engine: (seconds of 2000 samples, MiB) at any batch size."""
+
+    store = SimpleNamespace(url="libraries/digits")
+    kept: str | None = "e" * 64  # digest of validation samples
 
     def __init__(self, subject: Subject, **engines: tuple[float, float]) -> None:
         self._sha256 = {member.model_id: member.sha256 for member in subject.members}
@@ -39,15 +46,19 @@ class Profiles:
     def profile(self, kind: str, engine: str, model: str) -> Profile | None:
         if engine not in self._engines:
             return None
+        accuracy = Accuracy(samples=8, float32=SCORE, half=SCORE, changed=0.0) if engine in HALF else None
         seconds, memory = self._engines[engine]
         return Profile(
             model=model, model_sha256=self._sha256[model], device_type=kind, engine=engine, engine_version="1", cores=1,
-            load_seconds=0.1,
+            load_seconds=0.1, accuracy=accuracy, inputs=accuracy and self.kept,
             batches=tuple(
                 BatchProfile(batch_size=size, passes=(seconds,), seconds=seconds, memory_mib=memory)
                 for size in (8, 32)
             ),
         )  # fmt: skip
+
+    def inputs(self) -> Any:
+        return self.kept and SimpleNamespace(file=SimpleNamespace(sha256=self.kept))
 
 
 @pytest.fixture
@@ -112,6 +123,65 @@ def test_a_pod_has_the_memory_of_the_engines_that_were_allocated_and_not_of_thos
     served = (allocation(subject), allocation(subject, (("openvino", None), (None, "onnxruntime"))))
     plain, other = (summary(found, allocated_plan(ensemble, subject, found), profiles)["memoryMiB"] for found in served)
     assert other - plain == 200
+
+
+def with_engines(subject: Subject, *engines: str) -> Subject:
+    document = subject.deployment.document()
+    document["spec"]["optimization"]["engines"] = list(engines)
+    return replace(subject, deployment=EnsembleDeployment.model_validate(document))
+
+
+HALF_FASTER = {"onnxruntime": (4.0, 100.0), "openvino": (3.0, 100.0), "openvino-bf16": (1.0, 100.0)}
+
+
+def test_half_precision_is_used_where_it_is_asked_for(
+    make_subject: Callable[..., Subject], on_this_machine: Callable[..., Ensemble]
+) -> None:
+    matrix = Matrix(((8, 0), (0, 32)))
+    subject, _ = profiled(on_this_machine(make_subject(), **HALF_FASTER))
+    assert subject.engines(matrix) == (("openvino", None), (None, "openvino"))  # nobody asked
+    told: list[str] = []
+    asked = with_engines(make_subject(), "openvino", "openvino-bf16")
+    ensemble = on_this_machine(asked, **HALF_FASTER)
+    subject, profiles = profiled(ensemble, told.append)
+    assert subject.engines(matrix) == (("openvino-bf16", None), (None, "openvino-bf16"))
+    assert told == []
+    found = allocation(subject, subject.engines(matrix))
+    assert found.in_half
+    assert not allocation(subject, (("openvino", None), (None, "onnxruntime"))).in_half
+    plan = allocated_plan(ensemble, subject, found)
+    assert set(accuracies(plan, profiles)) == {("m-0000", "openvino-bf16"), ("m-0001", "openvino-bf16")}
+    (first, _) = summary(found, plan, profiles)["accuracy"]
+    assert first == {
+        "modelId": "m-0000", "engine": "openvino-bf16", "samples": 8, "changed": 0.0,
+        "float32": {"crossEntropy": 0.5, "error": 0.25}, "half": {"crossEntropy": 0.5, "error": 0.25},
+    }  # fmt: skip
+    assert "accuracy" not in summary(
+        allocation(subject), allocated_plan(ensemble, subject, allocation(subject)), profiles
+    )
+
+
+def test_half_precision_needs_validation_samples(
+    make_subject: Callable[..., Subject], on_this_machine: Callable[..., Ensemble], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Profiles, "kept", None)
+    asked = with_engines(make_subject(), "openvino", "openvino-bf16", "openvino-fp16")
+    told: list[str] = []
+    subject, _ = profiled(on_this_machine(asked, **HALF_FASTER), told.append)
+    assert subject.engines(Matrix(((8, 0), (0, 32)))) == (("openvino", None), (None, "openvino"))
+    assert told == [f"openvino-bf16, openvino-fp16 not used for models of libraries/digits: it {NO_INPUTS}"]
+
+
+def test_half_precision_needs_a_cpu_that_computes_so(
+    make_subject: Callable[..., Subject], on_this_machine: Callable[..., Ensemble], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = with_engines(make_subject(), "openvino", "openvino-bf16", "openvino-fp16")
+    ensemble = on_this_machine(asked, **HALF_FASTER)
+    monkeypatch.setattr(engines, "cpu_precisions", lambda: frozenset({"FP32", "BF16"}))
+    monkeypatch.setattr(prepare, "version_of", lambda engine: None if engine == "openvino-fp16" else "1")
+    told: list[str] = []
+    profiled(ensemble, told.append)
+    assert told == ["openvino-fp16 is not used: this CPU does not compute in FP16"]
 
 
 OTHERWISE = {

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ensemble_core.errors import UserError
@@ -93,6 +94,16 @@ def test_unfinished_writes_go_after_a_day(library: Library) -> None:
     os.utime(unfinished, (time.time() - 100_000,) * 2)
     collect.remove(library, collect.plan(library))
     assert not unfinished.exists()
+
+
+def test_inputs_that_were_replaced_go_after_a_day(library: Library) -> None:
+    first, second = (library.keep_inputs(np.full((12, 8, 8, 1), value, np.uint8), "inputs") for value in (1, 2))
+    assert _reasons(library) == []  # somebody may be reading them
+    _age(library, "splits/")
+    assert _reasons(library) == ["validation inputs that others have replaced"]
+    collect.remove(library, collect.plan(library))
+    assert not library.store.entries(first.file.path)
+    assert np.load(library.samples(second)).max() == 2
 
 
 def test_models_go_only_when_asked_and_nothing_picked_them(library: Library, publish: Publish, claim: Claims) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ensemble_core import cli
@@ -29,6 +30,7 @@ def full(library: Library, publish: Publish, claim: Claims, rung: Rungs, tmp_pat
     state.mkdir()
     (state / "weights").write_bytes(b"12345")
     library.store.create("searches/digits/spec.json", b"{}")
+    library.keep_inputs(np.zeros((12, 8, 8, 1), np.uint8), "inputs")
     library.begin_attempt("digits")
     for trial in range(3):
         library.claim("digits", claim(trial))

@@ -13,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from ensemble_core.commands import library as command
+from ensemble_core.engines import Place, loader
 from ensemble_core.errors import UserError
 from ensemble_core.library import Library, LocalStore
 from ensemble_core.library.records import BatchProfile, ModelRecord, Profile
@@ -308,6 +309,53 @@ def test_an_export_checks_everything_first(library: Library, publish: Publish, t
     with pytest.raises(UserError, match="is truncated"):
         ensemble("export", library.store.url, "digits-0000", "digits-0001", "--to", tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
+
+
+@pytest.fixture
+def imported(shelf: list[str], model: Callable[..., Path], tmp_path: Path) -> Library:
+    """A library with one model and its predictions for the samples of `inputs.npy`."""
+    classifier, given = model(), {}
+    for split, samples in (("validation", 12), ("heldout", 8)):
+        given[split] = np.random.default_rng(samples).integers(0, 2, (samples, 4, 4, 1), np.uint8)
+        np.save(
+            tmp_path / f"p-{split}.npy", loader("onnxruntime")(classifier, Place(1, (), None, 12)).run(given[split])
+        )
+    np.save(tmp_path / "inputs.npy", given["validation"])
+    assert ensemble("add", tmp_path / "library", *shelf, "--onnx", classifier) == 0
+    return Library.open(LocalStore(tmp_path / "library"))
+
+
+def test_inputs_are_kept_with_the_labels(imported: Library, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ensemble("inputs", imported.store.url, tmp_path / "inputs.npy") == 0
+    assert "keeps 12 of 12 validation samples, 0.00 MiB" in capsys.readouterr().out
+    kept = imported.inputs()
+    assert kept is not None
+    assert kept.rows == tuple(range(12))
+    assert np.array_equal(np.load(imported.samples(kept)), np.load(tmp_path / "inputs.npy"))
+    assert ensemble("export", imported.store.url, imported.models()[0].id, "--to", tmp_path / "other") == 0
+    other = Library.open(LocalStore(tmp_path / "other"))
+    assert other.inputs() == kept
+    assert other.samples(kept).read_bytes() == imported.samples(kept).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda samples: samples[::-1], "does not go with the library's predictions: [0-9a-f]{16} answers to sample "),
+        (lambda samples: samples[1:], r"is uint8 \(11, 4, 4, 1\); it must be uint8 \(12, 4, 4, 1\)"),
+        (lambda samples: samples.astype(np.float32), r"is float32 \(12, 4, 4, 1\); it must be uint8"),
+        (lambda samples: samples.transpose(0, 3, 1, 2), r"is uint8 \(12, 1, 4, 4\); it must be uint8"),
+    ],
+)
+def test_inputs_of_other_samples_are_refused(
+    imported: Library, tmp_path: Path, change: Callable[[np.ndarray], np.ndarray], told: str
+) -> None:
+    np.save(tmp_path / "inputs.npy", change(np.load(tmp_path / "inputs.npy")))
+    with pytest.raises(UserError, match=f"inputs.npy: {told}"):
+        ensemble("inputs", imported.store.url, tmp_path / "inputs.npy")
+    assert imported.inputs() is None
+    with pytest.raises(UserError, match=r"nowhere\.npy: is missing"):
+        ensemble("inputs", imported.store.url, tmp_path / "nowhere.npy")
 
 
 def test_gc_tells_before_it_removes(library: Library, publish: Publish, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from ensemble_core.commands.profile import _sizes, table
 from ensemble_core.errors import UserError
-from ensemble_core.library.records import BatchProfile, Profile
+from ensemble_core.library.records import Accuracy, BatchProfile, Profile, Score
 from ensemble_core.profiling.child import AGREEMENT, difference
 from ensemble_core.profiling.measure import lacking
 
@@ -87,6 +87,13 @@ def test_what_a_stored_profile_lacks() -> None:
     assert lacking(profile("no"), "a" * 64, "2", wanted) == wanted
 
 
+def test_a_profile_judged_by_other_samples_lacks_everything() -> None:
+    judged = profile("no").model_copy(update={"inputs": "c" * 64})
+    assert lacking(judged, "a" * 64, "1", {8}, "c" * 64) == set()
+    assert lacking(judged, "a" * 64, "1", {8}, "d" * 64) == {8}
+    assert lacking(profile(None, 8), "a" * 64, "1", {8}, "c" * 64) == {8}
+
+
 def test_a_profile_without_measurements_says_why() -> None:
     with pytest.raises(ValueError, match="no batch size was measured"):
         profile()
@@ -99,6 +106,17 @@ def test_the_table_has_a_row_for_each_batch_size_and_says_what_an_engine_is_not_
         "m      openvino      8      4,000           2  100    0.25           -",
         "m      openvino     32      4,000           8  100    0.25           7",
         "m is not for openvino: does not support Det",
+    ]
+    accuracy = Accuracy(
+        samples=800,
+        float32=Score(cross_entropy=0.07171, error=0.0242),
+        half=Score(cross_entropy=0.07196, error=0.02545),
+        changed=0.00125,
+    )
+    half = profile(None, 8).model_copy(update={"engine": "openvino-bf16", "accuracy": accuracy})
+    assert table([half])[2:] == [
+        "m by openvino-bf16: cross-entropy 0.0720 (0.0717 in float32), error 2.54% (2.42%), "
+        "another class for 0.12% of 800 validation samples"
     ]
     assert table([]) == []
 

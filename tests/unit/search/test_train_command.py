@@ -88,6 +88,22 @@ def test_a_library_of_other_data_is_left_as_it_is(tmp_path: Path, capsys: pytest
     assert files(tmp_path / "library") == before
 
 
+def test_the_validation_samples_are_kept_once(tmp_path: Path) -> None:
+    from ensemble_core.api.documents import load_documents
+    from ensemble_trainer.commands.train import open_search
+    from ensemble_trainer.datasets import load_dataset
+
+    search = load_documents(write_spec(tmp_path)).search()
+    library = open_search(search, local=True)[0].library
+    kept = library.inputs()
+    assert kept is not None
+    validation = load_dataset(search.spec.dataset, None).validation
+    assert np.array_equal(np.load(library.samples(kept)), validation.images[list(kept.rows)])
+    before = files(tmp_path / "library")
+    open_search(search, local=True)
+    assert files(tmp_path / "library") == before
+
+
 def test_the_given_cluster_goes_before_that_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ray_address(None) is None
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")

@@ -150,7 +150,21 @@ def test_tensorrt_is_an_accelerator_whose_engine_is_built_at_load(make_plan):
     assert not plain.model_warmup
 
 
-@pytest.mark.parametrize(("device", "engine", "kind"), [("gpu0", "openvino", "GPU"), ("cpu0", "tensorrt", "CPU")])
+def test_half_precision_is_asked_of_the_engine_that_has_it(make_plan):
+    texts = repository.render(run_by(make_plan, gpu0="tensorrt-fp16", cpu0="openvino-bf16"))
+    config = parsed(texts)["m-2--gpu0--b64--tensorrt-fp16/config.pbtxt"]
+    (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+    assert (accelerator.name, accelerator.parameters["precision_mode"]) == ("tensorrt", "FP16")
+    member = parsed(texts)["m-0--cpu0--b32--openvino-bf16/config.pbtxt"]
+    assert (member.backend, member.parameters["engine"].string_value) == ("member", "openvino-bf16")
+
+
+HALF_ON_ANOTHER = [("gpu0", "openvino-bf16", "GPU"), ("cpu0", "tensorrt-fp16", "CPU")]
+
+
+@pytest.mark.parametrize(
+    ("device", "engine", "kind"), [("gpu0", "openvino", "GPU"), ("cpu0", "tensorrt", "CPU"), *HALF_ON_ANOTHER]
+)
 def test_an_engine_for_another_type_of_device_is_refused(make_plan, device, engine, kind):
     with pytest.raises(ValueError, match=f"{engine} does not run on {device}, which is a {kind}"):
         run_by(make_plan, **{device: engine})
