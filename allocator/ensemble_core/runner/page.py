@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from ensemble_core.runner import snippets
+from ensemble_core.runner.check import TOLERANCE
 from ensemble_core.runner.details import comparison, details
 from ensemble_core.runner.facts import EnsembleFacts, RunFacts
 from ensemble_core.runner.figures.front import front_figure
@@ -15,8 +16,6 @@ from ensemble_core.runner.figures.paths import path_figures
 from ensemble_core.runner.figures.timeline import timeline_figure
 from ensemble_core.runner.style import SCRIPT, STYLE
 from ensemble_core.runner.wording import THIN, counted, duration, headline_ensemble, number, percent, verdict
-
-TOLERANCE = 1e-5  # of the endpoint's answers
 
 
 def render_page(facts: RunFacts) -> str:
@@ -170,8 +169,8 @@ def _figures(facts: RunFacts, ensemble: EnsembleFacts | None) -> list[Html]:
             "",
             f"{'✓' if good else '✗'} {number(endpoint.largest_difference)}",
             "",
-            f"largest difference from the members’ stored predictions on {counted(endpoint.samples, 'held-out sample')}"
-            + ("" if good else f": more than {number(TOLERANCE)}"),
+            f"largest difference from {endpoint.combined} by stored predictions, "
+            f"of {counted(endpoint.samples, 'held-out sample')}" + ("" if good else f": more than {number(TOLERANCE)}"),
             "" if good else "bad",
         ),
     ]
