@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from ensemble_core.allocation.result import (
 )
 from ensemble_core.api.ensembledeployment import EnsembleDeployment, Serving
 from ensemble_core.api.ensembleselection import BEST_SINGLE
+from ensemble_core.commands import plan
 from ensemble_core.commands.allocate import summary
 from ensemble_core.errors import UserError
 from ensemble_core.library.records import BatchProfile, Profile, Signature
@@ -35,6 +37,9 @@ class Profiles:
     def __init__(self, subject: Subject, **engines: tuple[float, float]) -> None:
         self._sha256 = {member.model_id: member.sha256 for member in subject.members}
         self._engines = engines
+
+    def profiled_on(self, engine: str, model: str) -> tuple[str, ...]:
+        return ("cpu-x-1c",) if engine in self._engines else ()
 
     def profile(self, kind: str, engine: str, model: str) -> Profile | None:
         if engine not in self._engines:
@@ -112,6 +117,19 @@ def test_a_pod_has_the_memory_of_the_engines_that_were_allocated_and_not_of_thos
     served = (allocation(subject), allocation(subject, (("openvino", None), (None, "onnxruntime"))))
     plain, other = (summary(found, allocated_plan(ensemble, subject, found), profiles)["memoryMiB"] for found in served)
     assert other - plain == 200
+
+
+def test_a_plan_names_the_device_types_that_there_are_profiles_of(
+    make_subject: Callable[..., Subject], on_this_machine: Callable[..., Ensemble], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ensemble = on_this_machine(make_subject(), onnxruntime=(1.0, 100.0))
+    monkeypatch.setattr(plan, "find_ensemble", lambda documents, deployment: ensemble)
+    documents: Any = SimpleNamespace(deployment=lambda name: ensemble.deployment)
+    monkeypatch.setattr(plan, "load_documents", lambda file: documents)
+    parser = argparse.ArgumentParser()
+    plan.add_arguments(parser)
+    with pytest.raises(UserError, match="m-0000 has no profile on V100-16GB, but on cpu-x-1c"):
+        plan.run(parser.parse_args(["--spec", "documents.yaml", "--devices", "8xV100-16GB"]))
 
 
 OTHERWISE = {
