@@ -1538,6 +1538,19 @@ def test_wrong_samples(samples: Any, told: str, address: str, terminal: Terminal
     refused(terminal, tmp_path, f"predict --url {address} --model tiny --input x.npy --output y.npy", told)
 
 
+def test_a_worker_is_not_asked(address: str, finished: Path, terminal: Terminal, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((2, 8, 8, 1), np.uint8))
+    stored = [json.loads(file.read_text()) for file in finished.glob("library/allocations/*.json")]
+    found = next(each for each in stored if each["selection"]["budgetName"] == "large")
+    engine = found["engines"][0][0] if found["engines"] else "onnxruntime"
+    other = "" if engine == "onnxruntime" else f"--{engine}"
+    worker = f"{found['members'][0]['modelId']}--cpu0--b{found['matrix'][0][0]}{other}"
+    told = (
+        f"{address}: {worker}: is no ensemble that is served; the model to ask has the name of its EnsembleDeployment"
+    )
+    refused(terminal, tmp_path, f"predict --url {address} --model {worker} --input x.npy --output y.npy", told)
+
+
 def test_a_server_that_is_not_there(terminal: Terminal, address: str, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros((2, 8, 8, 1), np.uint8))
     with socket.create_server(("127.0.0.1", 0)) as held:

@@ -38,10 +38,9 @@ def load_of(spec: EnsembleDeploymentSpec) -> ClosedLoad:
     latency = spec.optimization.latency
     match spec.optimization.objective:
         case "latency":
-            samples = min(latency.samples_per_request, segment)
-            return ClosedLoad((latency.requests_in_flight,), samples, segment)
+            return ClosedLoad((latency.requests_in_flight,), latency.samples_per_request, segment)
         case "throughput-within-latency":
-            return ClosedLoad(SWEEP, min(latency.samples_per_request, segment), segment)
+            return ClosedLoad(SWEEP, latency.samples_per_request, segment)
         case _:
             devices = sum(group.count for group in spec.devices)
             return ClosedLoad((saturating(devices),), segment, segment)

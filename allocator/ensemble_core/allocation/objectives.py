@@ -27,6 +27,13 @@ class Objective(Protocol):
 
     saturated: ClassVar[bool]  # whether all devices that are needed have work all the time, as it is measured
 
+    @property
+    def percentile(self) -> int | None:
+        """Of the latency that it is about, one of `PERCENTILES`; none if it is about none."""
+
+    def latency(self, measured: Measured) -> float | None:
+        """That percentile of what was measured, in seconds; none if there is none."""
+
     def score(self, measured: Measured) -> float:
         """Larger is better and 0 is worst: it could not be served. At most `OVER` if it breaks a limit."""
 
@@ -42,6 +49,10 @@ class Throughput:
     """Most samples/s."""
 
     saturated: ClassVar[bool] = True
+    percentile: ClassVar[None] = None
+
+    def latency(self, measured: Measured) -> float | None:
+        return None
 
     def score(self, measured: Measured) -> float:
         return measured.samples_per_second
@@ -69,10 +80,12 @@ class Latency:
     percentile: int
     load: Load
 
+    def latency(self, measured: Measured) -> float | None:
+        return _percentile(measured, self.percentile)
+
     def score(self, measured: Measured) -> float:
-        if measured.samples_per_second <= 0 or measured.latency is None:
-            return 0.0
-        return 1 / measured.latency[PERCENTILES.index(self.percentile)]
+        seconds = self.latency(measured)
+        return 0.0 if seconds is None else 1 / seconds
 
     def expected(self, problem: Problem, candidate: Candidate) -> float:
         latencies = simulate(truth_of(problem), candidate, self.load).latencies
@@ -98,10 +111,12 @@ class ThroughputWithin:
     seconds: float
     loads: tuple[Load, ...]
 
+    def latency(self, measured: Measured) -> float | None:
+        return _percentile(measured, self.percentile)
+
     def score(self, measured: Measured) -> float:
-        if measured.samples_per_second <= 0 or measured.latency is None:
-            return 0.0
-        return self._score(measured.samples_per_second, measured.latency[PERCENTILES.index(self.percentile)])
+        seconds = self.latency(measured)
+        return 0.0 if seconds is None else self._score(measured.samples_per_second, seconds)
 
     def expected(self, problem: Problem, candidate: Candidate) -> float:
         truth = truth_of(problem)
@@ -113,6 +128,13 @@ class ThroughputWithin:
 
     def views(self, problem: Problem) -> Sequence[Problem]:
         return tuple(up_to(problem, size) for size in problem.batch_sizes)
+
+
+def _percentile(measured: Measured, percentile: int) -> float | None:
+    """In seconds; none if nothing was answered."""
+    if measured.samples_per_second <= 0 or measured.latency is None:
+        return None
+    return measured.latency[PERCENTILES.index(percentile)]
 
 
 def up_to(problem: Problem, size: int) -> Problem:

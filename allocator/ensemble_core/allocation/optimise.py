@@ -104,7 +104,9 @@ class Benchmarks:
         rates = [each.samples_per_second for each in own]
         mean = sum(rates) / len(rates)
         spread = max(max(each.spread for each in own), (max(rates) - min(rates)) / mean if mean else 0.0)
-        return own[-1].model_copy(update={"samples_per_second": mean, "spread": spread})
+        told = [each.latency_seconds for each in own if each.latency_seconds]
+        latency = tuple(sum(column) / len(told) for column in zip(*told, strict=True)) or None
+        return own[-1].model_copy(update={"samples_per_second": mean, "spread": spread, "latency_seconds": latency})
 
     def _stored(self, candidate: Candidate, repeat: int) -> Throughput:
         key = self._subject.benchmark_digest(candidate, repeat)

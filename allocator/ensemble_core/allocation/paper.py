@@ -17,10 +17,12 @@ from ensemble_core.allocation.model import DeviceKind, Problem, upper_bound
 from ensemble_core.allocation.objectives import Throughput, truth_of
 from ensemble_core.allocation.simulator import Simulator
 from ensemble_core.allocation.speeds import BatchTimes, Speeds, problem_of
-from ensemble_core.api.ensembledeployment import Routing
+from ensemble_core.api.ensembledeployment import Device, Routing
+from ensemble_core.api.options import check_option
 from ensemble_core.errors import UserError
 
 MOST_DEVICES = 1024
+LONGEST = 12  # digits of a number that can be meant
 
 
 @dataclass(frozen=True)
@@ -75,13 +77,18 @@ class Planned:
 def parse_devices(text: str) -> tuple[Group, ...]:
     """Groups from `16xV100-16GB,1xCPU` or `4xcpu-model-2c:8192`, the number after the colon being MiB of each.
 
-    UserError if a group cannot be read, or no memory is known of its type.
+    UserError if a group cannot be read, no memory is known of its type, a memory is none that a specification may
+    have, or there are too many.
     """
-    groups = []
+    groups: list[Group] = []
     for part in text.split(","):
         found = re.fullmatch(r"(\d+)x([A-Za-z0-9][-A-Za-z0-9_.]*)(?::(\d+))?", part.strip())
-        if found is None or not 1 <= int(found[1]) <= MOST_DEVICES:
+        if found is None or len(found[1]) > LONGEST or int(found[1]) < 1:
             raise UserError("--devices", f"{part!r} must be a number of devices and their type, such as 16xV100-16GB")
+        if (count := int(found[1]) + sum(group.count for group in groups)) > MOST_DEVICES:
+            raise UserError("--devices", f"{part.strip()} makes {count} devices, more than the limit of {MOST_DEVICES}")
+        if found[3]:
+            check_option(f"--devices: {part.strip()}", Device, "memory_mib", int(found[3][:LONGEST]))
         known = DEVICE_TYPES.get(found[2])
         if known is None and found[3] is None:
             raise UserError("--devices", f"{found[2]} needs its memory in MiB: {part.strip()}:16384")

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-
-from pydantic import ValidationError
 
 from ensemble_core.allocation.engines import Figures, choose
 from ensemble_core.allocation.harness import load_settings, server_version
@@ -22,6 +20,7 @@ from ensemble_core.allocation.speeds import Speeds
 from ensemble_core.api.documents import Documents
 from ensemble_core.api.ensembledeployment import EnsembleDeployment, EnsembleDeploymentSpec, Optimization
 from ensemble_core.api.ensembleselection import EnsembleSelection
+from ensemble_core.api.options import check_option
 from ensemble_core.engines import DEFAULT, HALF, OTHERS, Engine, version_of, why_not
 from ensemble_core.errors import UserError
 from ensemble_core.library.library import SERVABLE, Library
@@ -45,12 +44,8 @@ def overridden(deployment: EnsembleDeployment, budget: str | None, max_benchmark
         reference = reference.model_copy(update={"budget_name": budget})
         serving = serving.model_copy(update={"quorum": None})
     if max_benchmarks is not None:
-        try:
-            optimization = Optimization.model_validate({**optimization.model_dump(), "max_benchmarks": max_benchmarks})
-        except ValidationError as error:
-            raise UserError(
-                "--max-benchmarks", error.errors()[0]["msg"].replace("Input should", f"{max_benchmarks} must")
-            ) from None
+        check_option("--max-benchmarks", Optimization, "max_benchmarks", max_benchmarks)
+        optimization = optimization.model_copy(update={"max_benchmarks": max_benchmarks})
     return deployment.model_copy(
         update={
             "spec": spec.model_copy(
@@ -170,12 +165,12 @@ def profiled(ensemble: Ensemble, tell: Tell = lambda text: None) -> tuple[Subjec
     return replace(subject, chosen=chosen), profiles
 
 
-def stored_figures(ensemble: Ensemble, index: int, kinds: Iterable[str]) -> dict[str, Figures]:
-    """Of a member on those of the types of devices that it was measured on with ONNX Runtime, whoever measured it."""
+def stored_figures(ensemble: Ensemble, index: int) -> dict[str, Figures]:
+    """Of a member on the types of devices that it was measured on with ONNX Runtime, whoever measured it."""
     library, record, member = ensemble.libraries[index], ensemble.records[index], ensemble.members[index]
     spec = ensemble.deployment.spec
     found = {}
-    for kind in kinds:
+    for kind in library.profiled_on(DEFAULT, record.id):
         profiles = {
             engine: library.profile(kind, engine, record.id) for engine in (DEFAULT, *spec.optimization.engines)
         }

@@ -86,7 +86,9 @@ class LatencyGoal(Frozen):
     requests_in_flight: int = Field(
         1, ge=1, le=1024, description="Requests that are in the server all the time, for `latency`."
     )
-    samples_per_request: int = Field(1, ge=1, le=65_536, description="Samples of a request; at most a segment.")
+    samples_per_request: int = Field(
+        1, ge=1, le=65_536, description="Samples of a request; no more than a segment has."
+    )
 
 
 class Optimization(Ruled):
@@ -283,6 +285,13 @@ class EnsembleDeploymentSpec(Workload):
             f"self.optimization.batchSizes == {list(BATCH_SIZES)} || "
             "self.optimization.batchSizes.all(b, b <= self.serving.segmentSize && b <= self.serving.maxBatchSize)",
             lambda s: s.optimization.batch_sizes == BATCH_SIZES or s.optimization.batch_sizes[-1] <= s.largest_batch,
+        ),
+        Rule(
+            "optimization.latency.samplesPerRequest",
+            "must be at most serving.segmentSize and serving.maxBatchSize",
+            "self.optimization.latency.samplesPerRequest <= self.serving.segmentSize && "
+            "self.optimization.latency.samplesPerRequest <= self.serving.maxBatchSize",
+            lambda s: s.optimization.latency.samples_per_request <= s.largest_batch,
         ),
         Rule(
             "optimization.matrix",

@@ -8,7 +8,14 @@ from typing import Any
 
 from ensemble_core.allocation.candidate import ROUTING
 from ensemble_core.allocation.harness import Bench, NoServerError, Triton
-from ensemble_core.allocation.optimise import Benchmarks, benchmarks_at_most, find_allocation, stored_allocation
+from ensemble_core.allocation.objectives import Latency, Objective, ThroughputWithin
+from ensemble_core.allocation.optimise import (
+    Benchmarks,
+    benchmarks_at_most,
+    find_allocation,
+    objective_of,
+    stored_allocation,
+)
 from ensemble_core.allocation.plan import Plan, Worker
 from ensemble_core.allocation.prepare import (
     Ensemble,
@@ -63,7 +70,7 @@ def _allocate(arguments: argparse.Namespace, report: Report) -> dict[str, Any]:
             found = _optimise(ensemble, subject, profiles, report)
     except NoServerError as error:
         raise CommandError(f"there is no Triton server to measure: {error}") from error
-    for line in table(found):
+    for line in table(found, objective_of(subject)):
         print(line)
     plan = allocated_plan(ensemble, subject, found)
     for (model, engine), accuracy in accuracies(plan, profiles).items():
@@ -77,7 +84,7 @@ def _tell(report: Report, text: str) -> None:
 
 
 def _optimise(ensemble: Ensemble, subject: Subject, profiles: Profiles, report: Report) -> AllocationResult:
-    progress = Progress(report, benchmarks_at_most(subject))
+    progress = Progress(report, benchmarks_at_most(subject), objective_of(subject))
     with Triton() as server:
         bench = Benchmarks(
             ensemble.results, subject, Bench(subject, ensemble.signature, pace_of(subject, profiles), server), progress
@@ -90,20 +97,20 @@ def _optimise(ensemble: Ensemble, subject: Subject, profiles: Profiles, report: 
 class Progress:
     """Tells the report and the terminal of each benchmark."""
 
-    def __init__(self, report: Report, total: int) -> None:
+    def __init__(self, report: Report, total: int, objective: Objective) -> None:
         self._report = report
         self._total = total
-        self._best = 0.0
+        self._objective = objective
+        self._best = Throughput(samples_per_second=0)
         report.progress(stage="benchmarks", done=0, total=total, note="starting the server")
 
     def __call__(self, benchmark: Benchmark) -> None:
-        speed, done = benchmark.throughput.samples_per_second, benchmark.order + 1
-        self._best = max(self._best, speed)
-        self._report.progress(
-            stage="benchmarks", done=done, total=self._total, note=f"best so far {self._best:,.0f} samples/s"
-        )
-        figure = with_spread(benchmark.throughput)
-        print(f"benchmark {done} of at most {self._total}: {figure}, best {self._best:,.0f}", flush=True)
+        done = benchmark.order + 1
+        self._best = max(self._best, benchmark.throughput, key=lambda each: self._objective.score(each.measured()))
+        best = in_short(self._best, self._objective)
+        self._report.progress(stage="benchmarks", done=done, total=self._total, note=f"best so far {best}")
+        figure = with_spread(benchmark.throughput, self._objective)
+        print(f"benchmark {done} of at most {self._total}: {figure}; best {best}", flush=True)
         for line in remarks(benchmark.throughput):
             print(f"  {line}", flush=True)
 
@@ -123,9 +130,49 @@ def remarks(throughput: Throughput) -> list[str]:
     return found
 
 
-def with_spread(throughput: Throughput) -> str:
-    """Samples/s with half the range of what was measured of them."""
-    return f"{throughput.samples_per_second:,.0f} samples/s ± {throughput.spread / 2:.1%}"
+def with_spread(throughput: Throughput, objective: Objective) -> str:
+    """Samples/s with half the range of what was measured of them, and the latency that the objective is about."""
+    speed = f"{throughput.samples_per_second:,.0f} samples/s ± {throughput.spread / 2:.1%}"
+    latency = in_milliseconds(throughput, objective)
+    told = [latency, speed] if isinstance(objective, Latency) else [speed, latency]
+    return ", ".join(filter(None, told))
+
+
+def in_short(throughput: Throughput, objective: Objective) -> str:
+    """What the objective goes by."""
+    speed, latency = f"{throughput.samples_per_second:,.0f} samples/s", in_milliseconds(throughput, objective)
+    if isinstance(objective, Latency):
+        return latency or speed
+    return f"{speed} at {latency}" if latency else speed
+
+
+def in_milliseconds(throughput: Throughput, objective: Objective) -> str:
+    """The percentile of latency that the objective is about; empty if it is about none, or nothing was answered."""
+    seconds = objective.latency(throughput.measured())
+    if objective.percentile is None or seconds is None:
+        return ""
+    number = f"{1000 * seconds:.3g}" if seconds < 1 else f"{1000 * seconds:,.0f}"
+    return f"p{objective.percentile} {number} ms"
+
+
+def gain(found: AllocationResult, objective: Objective) -> str:
+    """By how much the objective is nearer than at the start; empty if that is what was found, or could not be served.
+
+    Where the limit of latency was broken at the start, that is what has changed.
+    """
+    best, start = found.throughput, found.start.throughput
+    if found.start.matrix == found.matrix or not start.samples_per_second:
+        return ""
+    now, before = objective.latency(best.measured()), objective.latency(start.measured())
+    if isinstance(objective, Latency) and now and before:
+        return f" ({in_percent(now, before)} from the start)"
+    if isinstance(objective, ThroughputWithin) and before and before > objective.seconds:
+        return f" ({in_short(start, objective)} at the start)"
+    return f" ({in_percent(best.samples_per_second, start.samples_per_second)} from the start)"
+
+
+def in_percent(now: float, before: float) -> str:
+    return f"{now / before - 1:+.0%}"
 
 
 def summary(found: AllocationResult, plan: Plan, profiles: Profiles) -> dict[str, Any]:
@@ -159,8 +206,8 @@ def accuracies(plan: Plan, profiles: Profiles) -> dict[tuple[str, Engine], Accur
     return found
 
 
-def table(found: AllocationResult) -> list[str]:
-    """The matrix and its throughput as lines of text."""
+def table(found: AllocationResult, objective: Objective) -> list[str]:
+    """The matrix and what the objective goes by, as lines of text."""
     candidate, names = found.candidate, [member.model_id for member in found.members]
     width = max(len(row.name) for row in found.devices)
     cells = [
@@ -172,13 +219,12 @@ def table(found: AllocationResult) -> list[str]:
     def line(head: str, texts: Sequence[str]) -> str:
         return f"  {head:<{width}}  " + "  ".join(f"{text:>{wide}}" for text, wide in zip(texts, widths, strict=True))
 
-    best, start = found.throughput.samples_per_second, found.start.throughput.samples_per_second
-    measured = f"{with_spread(found.throughput)} measured"
-    gain = f" ({best / start - 1:+.0%} from the start)" if start and found.start.matrix != found.matrix else ""
+    best, count = found.throughput.samples_per_second, len(found.benchmarks)
+    measured = f"{with_spread(found.throughput, objective)} measured{gain(found, objective)}"
     bound = f", {best / found.bound:.0%} of the bound by profiles" if found.bound else ""
     return [
-        f"allocation {found.name}, budget {found.selection.budget_name}: {measured}{gain}{bound}, "
-        f"{len(found.benchmarks)} matrices benchmarked",
+        f"allocation {found.name}, budget {found.selection.budget_name}: {measured}{bound}, "
+        f"{count} {'matrix' if count == 1 else 'matrices'} benchmarked",
         line("", names),
         *(line(device.name, row) for device, row in zip(found.devices, cells, strict=True)),
         *([f"  {ROUTING[candidate.routing]}"] if candidate.matrix.divided else []),

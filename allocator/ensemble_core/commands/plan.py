@@ -8,6 +8,8 @@ from ensemble_core.allocation.load import segment_of
 from ensemble_core.allocation.paper import Case, calibrated_case, lines, parse_devices, plan, traced_case
 from ensemble_core.allocation.prepare import find_ensemble, overridden, stored_figures
 from ensemble_core.api.documents import load_documents
+from ensemble_core.api.ensembledeployment import Optimization
+from ensemble_core.api.options import check_option
 from ensemble_core.errors import UserError
 
 
@@ -28,10 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.max_benchmarks < 1:
-        raise UserError("--max-benchmarks", f"{arguments.max_benchmarks} must be at least 1")
-    if arguments.required is not None and not arguments.required > 0:
-        raise UserError("--required", f"{arguments.required:g} must be more than 0")
+    check_option("--max-benchmarks", Optimization, "max_benchmarks", arguments.max_benchmarks)
+    check_option("--required", Optimization, "required_samples_per_second", arguments.required)
+    check_option("--seed", Optimization, "seed", arguments.seed)
+    for option, value in (("--name", arguments.name), ("--budget", arguments.budget)):
+        if value is not None and arguments.spec is None:
+            raise UserError(option, "needs --spec: the thesis's ensembles have neither deployments nor budgets")
     case = _case(arguments)
     found = plan(case, arguments.max_benchmarks, arguments.seed, arguments.required)
     print("\n".join(lines(case, found)))
@@ -44,8 +48,7 @@ def _case(arguments: argparse.Namespace) -> Case:
         return calibrated_case(arguments.ensemble, groups)
     documents = load_documents(arguments.spec)
     ensemble = find_ensemble(documents, overridden(documents.deployment(arguments.name), arguments.budget, None))
-    kinds = dict.fromkeys(group.kind for group in groups)
-    figures = [stored_figures(ensemble, index, kinds) for index in range(len(ensemble.members))]
+    figures = [stored_figures(ensemble, index) for index in range(len(ensemble.members))]
     names = [member.model_id for member in ensemble.members]
     spec = ensemble.deployment.spec
     return traced_case(names, figures, groups, spec.batch_sizes, spec.serving.routing, segment_of(spec))

@@ -27,9 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     samples = _read(arguments.input)
-    for option, file in (("--output", arguments.output), ("--disagreement", arguments.disagreement)):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise UserError(option, f"there is no folder {file.absolute().parent}")
+    _check_files(arguments)
     try:
         signature = describe(arguments.url, arguments.model).signature
         _check(arguments.input, samples, signature.input_type, signature.input_shape)
@@ -43,6 +41,21 @@ def run(arguments: argparse.Namespace) -> int:
     probabilities = answers[arguments.output]
     print(f"{len(probabilities)} samples, {probabilities.shape[1]} classes: {arguments.output}")
     return 0
+
+
+def _check_files(arguments: argparse.Namespace) -> None:
+    """UserError for a file that cannot be written, or that is named twice."""
+    given = {"--input": arguments.input, "--output": arguments.output, "--disagreement": arguments.disagreement}
+    seen: dict[Path, str] = {}
+    for option, file in given.items():
+        if file is None:
+            continue
+        if not file.absolute().parent.is_dir():
+            raise UserError(option, f"there is no folder {file.absolute().parent}")
+        if file.is_dir():
+            raise UserError(option, f"{file} is a folder; give a file")
+        if (other := seen.setdefault(file.resolve(), option)) != option:
+            raise UserError(option, f"{file} is the file of {other}; give another")
 
 
 def _answers(arguments: argparse.Namespace, samples: npt.NDArray[Any]) -> dict[Path, npt.NDArray[np.float32]]:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+
+from rich.console import Console
 
 from ensemble_core.api.documents import load_documents
 from ensemble_core.errors import UserError
 from ensemble_core.library.records import BatchProfile, Profile
 from ensemble_core.profiling.child import SAMPLES
 from ensemble_core.profiling.half import words
-from ensemble_core.profiling.run import run_profiling
+from ensemble_core.profiling.run import Progress, run_profiling
 from ensemble_core.report import CommandError, Report, add_report_arguments, run_reported
+from ensemble_core.runner.show import Show
 
 COMPARED = "1,8,32,128"
 MOST_SAMPLES = 4096  # of a batch
@@ -33,12 +37,9 @@ def run(arguments: argparse.Namespace) -> int:
 def _profile(arguments: argparse.Namespace, report: Report) -> dict[str, Any]:
     documents = load_documents(arguments.spec)
     selection = documents.selection(arguments.name)
-    profiled = run_profiling(
-        documents,
-        selection,
-        lambda done, total, note: report.progress(stage="profiles", done=done, total=total, note=note),
-        _sizes(arguments.compare),
-    )
+    sizes = _sizes(arguments.compare)
+    with _shown(report, arguments.report is None) as progress:
+        profiled = run_profiling(documents, selection, progress, sizes)
     for line in table(profiled.profiles):
         print(line)
     for remark in profiled.remarks:
@@ -50,6 +51,26 @@ def _profile(arguments: argparse.Namespace, report: Report) -> dict[str, Any]:
         raise CommandError(f"{len(profiled.failures)} models could not be measured: {profiled.failures[0]}")
     summary = {"deviceType": profiled.device_type, "measured": profiled.measured, "known": profiled.known}
     return {"digest": None, "summary": summary}
+
+
+@contextmanager
+def _shown(report: Report, shown: bool) -> Iterator[Progress]:
+    """What tells the report of progress, and the terminal too if nobody asked for reports."""
+
+    def told(done: int, total: int, note: str) -> None:
+        report.progress(stage="profiles", done=done, total=total, note=note)
+
+    if not shown:
+        yield told
+        return
+    with Show(Console(stderr=True)) as show:
+        stage = show.stage("profile")
+
+        def told_and_drawn(done: int, total: int, note: str) -> None:
+            told(done, total, note)
+            stage.seen({"state": "Running", "progress": {"done": done, "total": total, "note": note}})
+
+        yield told_and_drawn
 
 
 def _sizes(text: str) -> tuple[int, ...]:

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """0 if every stage succeeded and the endpoint's answers are the members' average; else the failed stage's code."""
+    """0 if every stage succeeded and the endpoint answers what the members' predictions give; else what failed says."""
     file = Path(arguments.file)
     output = Path(arguments.output or Path("runs") / file.stem).resolve()
     documents = _checked(file, output)

@@ -39,6 +39,12 @@ class Results:
         profiles = (self._profile(path, data) for path, data in sorted(found.items()))
         return {profile.model: profile for profile in profiles}
 
+    def profiled_on(self, engine: str, model_id: str) -> tuple[str, ...]:
+        """The device types on which a model was measured with an engine, by name."""
+        end = f"/{engine}/{model_id}.json"
+        paths = (path for path in self.store.list("profiles/") if path.endswith(end))
+        return tuple(path.removeprefix("profiles/").removesuffix(end) for path in paths)
+
     def write_profile(self, profile: Profile) -> None:
         """Store a profile; it replaces an earlier one of the same model, device type and engine."""
         path = self._checked(names.profile(profile.device_type, profile.engine, profile.model))

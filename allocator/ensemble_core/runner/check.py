@@ -9,10 +9,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ensemble_core.api.ensembledeployment import Serving
 from ensemble_core.library.library import Library
+from ensemble_core.library.records import Metrics
+from ensemble_core.metrics import metrics
 from ensemble_core.report import CommandError
 from ensemble_core.selection.result import MemberResult
+from ensemble_core.serving.backends.averaging.routing import Combiner, Rule
 from ensemble_core.serving.client import predict
+
+TOLERANCE = 1e-5  # of the endpoint's answers
 
 Probabilities = npt.NDArray[np.float32]
 
@@ -22,16 +28,24 @@ class Answers:
     """What the endpoint said about the held-out samples.
 
     Args:
-        probabilities: Its answers, float32 [N,C].
-        largest_difference: Of any of them from the weighted mean of the members' stored predictions.
+        samples: How many they are.
+        largest_difference: Of any answer from the members' stored predictions, combined as the deployment says.
+        heldout: The ensemble's quality, where that is not the one that the selection tells.
     """
 
-    probabilities: Probabilities
+    samples: int
     largest_difference: float
+    heldout: Metrics | None
 
 
 def ask_heldout(
-    url: str, model: str, folder: Path, libraries: Sequence[Library], members: Sequence[MemberResult]
+    url: str,
+    model: str,
+    folder: Path,
+    libraries: Sequence[Library],
+    members: Sequence[MemberResult],
+    serving: Serving,
+    tolerance: float = TOLERANCE,
 ) -> Answers:
     """Send the raw held-out samples as a client would, and compare.
 
@@ -41,6 +55,8 @@ def ask_heldout(
         folder: With `images.npy` and `ids.npy` of the held-out split.
         libraries: The selection's sources.
         members: The ensemble.
+        serving: How it is served.
+        tolerance: By which a member's answers may differ from its stored predictions.
 
     Raises:
         CommandError: The samples are not those of the library.
@@ -49,25 +65,59 @@ def ask_heldout(
     ids = np.load(folder / "ids.npy", allow_pickle=False)
     if not np.array_equal(ids, libraries[0].ids("heldout")):
         raise CommandError(f"{folder / 'ids.npy'}: these are not the held-out samples of {libraries[0].store.url}")
-    answers = predict(url, model, np.asarray(images))
-    return Answers(answers, largest_difference(answers, expected(libraries, members)))
-
-
-def expected(libraries: Sequence[Library], members: Sequence[MemberResult]) -> npt.NDArray[np.float64]:
-    """The weighted mean [N,C] of the members' stored held-out predictions."""
-    parts = [
-        member.weight
-        * libraries[member.library]
-        .predictions(libraries[member.library].model(member.model_id), "heldout")
-        .astype(np.float64)
+    stored = [
+        libraries[member.library].predictions(libraries[member.library].model(member.model_id), "heldout")
         for member in members
     ]
-    total: npt.NDArray[np.float64] = np.sum(parts, axis=0)
-    return total
+    weights = weights_of(members, serving)
+    wanted = expected(stored, weights, serving)
+    answers = predict(url, model, np.asarray(images))
+    decided = ~undecided(stored, tolerance) if serving.combiner == "vote" else slice(None)
+    return Answers(
+        samples=len(answers),
+        largest_difference=largest_difference(answers, wanted, decided),
+        heldout=None if _as_selected(members, weights, serving) else metrics(wanted, libraries[0].labels("heldout")),
+    )
 
 
-def largest_difference(answers: Probabilities, wanted: npt.NDArray[np.float64]) -> float:
-    """The largest absolute difference; infinite if shapes differ or an answer is not a number."""
+def weights_of(members: Sequence[MemberResult], serving: Serving) -> list[float]:
+    """Of the members' answers, adding up to 1."""
+    weights = [1.0 if serving.combiner == "average" else member.weight for member in members]
+    return [weight / sum(weights) for weight in weights]
+
+
+def expected(stored: Sequence[Probabilities], weights: Sequence[float], serving: Serving) -> Probabilities:
+    """What the endpoint should answer, [N,C], by the members' stored predictions and the deployment's rule."""
+    rule = Rule(votes=serving.combiner == "vote", logits=serving.scores == "logits")
+    combiner = Combiner(len(stored[0]), stored[0].shape[1:], weights, rule)
+    for member, predictions in enumerate(stored):
+        combiner.add(member, 0, len(predictions), predictions)
+    return combiner.result()
+
+
+def undecided(stored: Sequence[Probabilities], tolerance: float) -> npt.NDArray[np.bool_]:
+    """Samples for which a member's two best classes are so close that its vote may go to either, bool [N]."""
+    gaps = [np.diff(np.partition(predictions, -2, axis=1)[:, -2:], axis=1)[:, 0] for predictions in stored]
+    close: npt.NDArray[np.bool_] = np.min(gaps, axis=0) <= 2 * tolerance
+    return close
+
+
+def _as_selected(members: Sequence[MemberResult], weights: Sequence[float], serving: Serving) -> bool:
+    """Whether the endpoint's answers are the weighted means that the selection was judged by."""
+    selected = np.allclose(weights, [member.weight for member in members], rtol=0, atol=1e-12)
+    return selected and serving.combiner != "vote" and serving.scores == "probabilities"
+
+
+def in_words(serving: Serving) -> str:
+    """What the endpoint's answers are."""
+    found = "the members' vote" if serving.combiner == "vote" else "the members' average"
+    return f"{found} of logits" if serving.scores == "logits" else found
+
+
+def largest_difference(
+    answers: Probabilities, wanted: Probabilities, rows: slice | npt.NDArray[np.bool_] = slice(None)
+) -> float:
+    """The largest absolute difference in these rows; infinite if shapes differ or an answer is not a number."""
     if answers.shape != wanted.shape or not np.isfinite(answers).all():
         return float("inf")
-    return float(np.abs(answers - wanted).max(initial=0.0))
+    return float(np.abs(answers.astype(np.float64) - wanted)[rows].max(initial=0.0))

@@ -68,9 +68,11 @@ class Endpoint:
     input_type: str  # Triton's name: UINT8, FP32
     input_shape: tuple[int, ...]  # of one sample
     classes: tuple[str, ...]
-    largest_difference: float  # of the answers from the members' stored held-out predictions
+    largest_difference: float  # of the answers from `combined`, by the members' stored held-out predictions
     samples: int  # held-out samples that were sent
-    tolerance: float = 1e-5  # of that difference
+    tolerance: float  # of that difference
+    combined: str = "the members' average"  # what its answers are
+    heldout: Metrics | None = None  # the quality of its answers, where the selection's figures are not those
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -69,8 +69,10 @@ def run_facts(made: Made) -> RunFacts:
         samples={str(split): count for split, count in libraries[0].header.samples.items()},
         failed_trials=sum(len(library.failures(name)) for library, name in searches),
         models=model_facts(libraries, result),
-        best_single=single_facts(result, speeds.get(BEST_SINGLE), deployed == BEST_SINGLE),
-        ensembles=tuple(ensemble_facts(b, speeds.get(b.name), b.name == deployed) for b in result.budgets),
+        best_single=as_served(single_facts(result, speeds.get(BEST_SINGLE), deployed == BEST_SINGLE), made.endpoint),
+        ensembles=tuple(
+            as_served(ensemble_facts(b, speeds.get(b.name), b.name == deployed), made.endpoint) for b in result.budgets
+        ),
         front=front_facts(result),
         paths=path_facts(result),
         spans=spans,
@@ -153,6 +155,13 @@ def ensemble_facts(budget: BudgetResult, throughput: float | None, deployed: boo
         reason=budget.reason,
         deployed=deployed,
     )
+
+
+def as_served(ensemble: EnsembleFacts, endpoint: Endpoint) -> EnsembleFacts:
+    """The same, of the quality that it is served with if it is the one that is served."""
+    if not ensemble.deployed or endpoint.heldout is None:
+        return ensemble
+    return replace(ensemble, heldout=endpoint.heldout)
 
 
 def front_facts(result: SelectionResult) -> tuple[tuple[float, float, int], ...]:

@@ -168,7 +168,8 @@ def _figures(facts: RunFacts, ensemble: EnsembleFacts | None) -> list[Html]:
             "",
             f"{'✓' if good else '✗'} {number(endpoint.largest_difference)}",
             "",
-            f"largest difference from the members’ stored predictions on {counted(endpoint.samples, 'held-out sample')}"
+            f"largest difference from {endpoint.combined} by stored predictions, "
+            f"of {counted(endpoint.samples, 'held-out sample')}"
             + ("" if good else f": more than {number(endpoint.tolerance)}"),
             "" if good else "bad",
         ),

@@ -18,7 +18,7 @@ from ensemble_core.api.ensembleselection import BEST_SINGLE
 from ensemble_core.library.library import Library
 from ensemble_core.library.store import open_store
 from ensemble_core.report import CommandError
-from ensemble_core.runner.check import ask_heldout
+from ensemble_core.runner.check import TOLERANCE, ask_heldout, in_words
 from ensemble_core.runner.facts import Endpoint, RunFacts
 from ensemble_core.runner.gather import Made, different_members, run_facts
 from ensemble_core.runner.page import render_page
@@ -30,7 +30,6 @@ from ensemble_core.selection.result import SelectionResult
 from ensemble_core.selection.run import find_result
 from ensemble_core.serving.errors import ServingError
 
-TOLERANCE = 1e-5  # of the endpoint's probabilities
 HALF_TOLERANCE = 0.1  # where members compute in half precision: for samples that they are unsure about
 SERVE_SECONDS = 300.0  # until the endpoint must answer
 ENDING_SECONDS = 2.0  # for a stage whose endpoint is gone to be seen to have ended
@@ -97,7 +96,8 @@ class Run:
 
         Raises:
             StageFailed: A command failed.
-            CommandError: The endpoint's answers are not the members' average, or all budgets have the same members.
+            CommandError: The endpoint does not answer what the members' predictions give, or all budgets have the same
+                members.
         """
         self.workspace.output.mkdir(parents=True, exist_ok=True)
         replace_text(self.workspace.documents, dump(self.documents, self.workspace.output))
@@ -182,8 +182,12 @@ class Run:
         libraries = [Library.open(open_store(source.storage)) for source in result.sources]
         members = result.members(budget)
         model, header, address = self.deployment.metadata.name, libraries[0].header, served.address()
+        serving = self.deployment.spec.serving
+        tolerance = HALF_TOLERANCE if allocations[budget].in_half else TOLERANCE
         try:
-            answers = ask_heldout(address["grpc"], model, self.workspace.heldout, libraries, members)
+            answers = ask_heldout(
+                address["grpc"], model, self.workspace.heldout, libraries, members, serving, tolerance
+            )
         except ServingError as error:
             served.running.ended_within(ENDING_SECONDS)  # a killed stage's server dies a moment before the stage has
             served.check()
@@ -196,8 +200,10 @@ class Run:
             input_shape=header.signature.input_shape,
             classes=header.class_names,
             largest_difference=answers.largest_difference,
-            samples=len(answers.probabilities),
-            tolerance=HALF_TOLERANCE if allocations[budget].in_half else TOLERANCE,
+            samples=answers.samples,
+            tolerance=tolerance,
+            combined=in_words(serving),
+            heldout=answers.heldout,
         )
 
     def _tell(self, facts: RunFacts) -> None:
@@ -206,7 +212,7 @@ class Run:
         endpoint = facts.endpoint
         self.show.say(notes(facts))
         self.show.say(
-            f"The endpoint's answers for {endpoint.samples} held-out samples differ from the members' average by at "
+            f"The endpoint's answers for {endpoint.samples} held-out samples differ from {endpoint.combined} by at "
             f"most {endpoint.largest_difference:.1e}."
         )
         self.show.say(f"Report: {self.workspace.page}")
@@ -231,7 +237,7 @@ def _check_deployed(result: SelectionResult, name: str) -> None:
 def _judge_answers(endpoint: Endpoint) -> None:
     if endpoint.largest_difference > endpoint.tolerance:
         raise CommandError(
-            f"the endpoint's answers differ from the members' average by {endpoint.largest_difference:.1e}, "
+            f"the endpoint's answers differ from {endpoint.combined} by {endpoint.largest_difference:.1e}, "
             f"more than {endpoint.tolerance:g}"
         )
 

@@ -28,6 +28,8 @@ def summary_table(facts: RunFacts) -> Table:
 def notes(facts: RunFacts) -> str:
     """What stands below the table: on what was measured, and why a budget has no ensemble."""
     lines = [f"quality on {facts.samples['heldout']} held-out samples"] if "heldout" in facts.samples else []
+    if facts.endpoint.heldout is not None:
+        lines.append(f"what is served answers {facts.endpoint.combined}; the other ensembles' quality is of averages")
     return "\n".join([*lines, *(f"{each.name}: {each.reason}" for each in facts.ensembles if each.reason)])
 
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype, triton_to_np_dtype
 
+from ensemble_core.errors import UserError
 from ensemble_core.library.records import Signature
 from ensemble_core.serving.errors import ServingError
 from ensemble_core.serving.sharedmemory import Region
@@ -22,6 +23,7 @@ Disagreement = npt.NDArray[np.float32]
 
 # Outputs of a front model.
 PROBABILITIES, DISAGREEMENT = "PROBABILITIES", "DISAGREEMENT"
+FRONT = "averaging"  # backend of a front model
 
 CHANNEL = [
     ("grpc.max_receive_message_length", -1),
@@ -54,10 +56,18 @@ def connect(url: str) -> Iterator[Any]:
 
 
 def describe(url: str, model: str) -> Endpoint:
-    """Ask the server what a front model takes; ServingError if the server or the model is not there."""
+    """Ask the server what a front model takes.
+
+    Raises:
+        ServingError: the server or the model is not there.
+        UserError: the model is none, but perhaps one of a front model's workers.
+    """
     with connect(url) as client:
         metadata = client.get_model_metadata(model, client_timeout=ASK_SECONDS)
         config = client.get_model_config(model, client_timeout=ASK_SECONDS).config
+    if config.backend != FRONT:
+        problem = "is no ensemble that is served; the model to ask has the name of its EnsembleDeployment"
+        raise UserError(f"{url}: {model}", problem)
     given, answer = metadata.inputs[0], metadata.outputs[0]
     signature = Signature(
         input_type=np.dtype(triton_to_np_dtype(given.datatype)).name,

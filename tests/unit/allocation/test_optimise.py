@@ -2,13 +2,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from ensemble_core.allocation.candidate import Candidate
 from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.memory import Curve, Memory
+from ensemble_core.allocation.objectives import Latency, Objective, ThroughputWithin
+from ensemble_core.allocation.objectives import Throughput as MostThroughput
 from ensemble_core.allocation.optimise import (
     Benchmarks,
     allocated_elsewhere,
@@ -17,11 +19,13 @@ from ensemble_core.allocation.optimise import (
     starting_matrix,
     stored_allocation,
 )
-from ensemble_core.allocation.result import AllocationResult, Benchmark, Subject, Throughput
+from ensemble_core.allocation.result import AllocationResult, Benchmark, Start, Subject, Throughput
+from ensemble_core.allocation.simulator import Load
 from ensemble_core.allocation.speeds import BatchTimes, Speeds
 from ensemble_core.api.ensembledeployment import Routing, Serving
-from ensemble_core.commands.allocate import table
+from ensemble_core.commands.allocate import Progress, table
 from ensemble_core.errors import UserError
+from ensemble_core.report import Report
 
 WHERE = "digits.yaml: spec.devices"
 
@@ -600,7 +604,8 @@ def test_repeats_are_told_together(results: Any, make_subject: Callable[..., Sub
     values = iter((100.0, 110.0))
 
     def measure(candidate: Candidate) -> Throughput:
-        return Throughput(samples_per_second=next(values), spread=0.01)
+        rate = next(values)
+        return Throughput(samples_per_second=rate, spread=0.01, latency_seconds=(1 / rate, 0.25, 30 / rate))
 
     bench = Benchmarks(results, make_subject(), measure, lambda benchmark: None)
     candidate = Candidate(Matrix(((8, 8), (0, 0))))
@@ -608,6 +613,7 @@ def test_repeats_are_told_together(results: Any, make_subject: Callable[..., Sub
     together = bench.of(candidate)
     assert together is not None
     assert (together.samples_per_second, together.spread) == (105.0, pytest.approx(10 / 105))
+    assert together.latency_seconds == pytest.approx(((1 / 100 + 1 / 110) / 2, 0.25, (30 / 100 + 30 / 110) / 2))
     assert [done.repeat for done in bench.done] == [0, 1]
     assert bench.of(Candidate(Matrix(((8, 0), (0, 8))))) is None
 
@@ -676,11 +682,72 @@ def test_the_table_tells_shares_and_routing(results: Any, make_subject: Callable
     subject = make_subject(algorithm="guided", maxBenchmarks=2, matrix=BOTH)
     found = allocate(results, routed(subject, "weights"), Machine())
     told = found.model_copy(update={"shares": ((0.25, 0.5), (0.75, 0.5)), "matrix": ((8, 32), (8, 32))})
-    assert table(told)[1:] == [
+    assert table(told, MostThroughput())[1:] == [
         "         m-0000    m-0001",
         "  cpu0  8 (25%)  32 (50%)",
         "  cpu1  8 (75%)  32 (50%)",
         "  each worker gets its share of the samples",
     ]
-    assert table(told.model_copy(update={"shares": None}))[-1] == "  free workers pull the next batch"
-    assert table(told.model_copy(update={"shares": None, "matrix": ((8, 0), (0, 32))}))[-1] == "  cpu1       0      32"
+    assert table(told.model_copy(update={"shares": None}), MostThroughput())[-1] == "  free workers pull the next batch"
+    apart = told.model_copy(update={"shares": None, "matrix": ((8, 0), (0, 32))})
+    assert table(apart, MostThroughput())[-1] == "  cpu1       0      32"
+
+
+def measured(samples_per_second: float, *milliseconds: float) -> Throughput:
+    latency = tuple(each / 1000 for each in milliseconds) or None
+    return Throughput(samples_per_second=samples_per_second, spread=0.02, latency_seconds=latency)
+
+
+SLOW, FAST = measured(400, 2, 10, 25), measured(300, 1.5, 5, 2000)
+LOAD = Load(1, 1, 24)
+ABOUT = (
+    (MostThroughput(), SLOW, FAST, "300 samples/s ± 1.0% measured (-25% from the start)", "400 samples/s"),
+    (Latency(90, LOAD), SLOW, FAST, "p90 5 ms, 300 samples/s ± 1.0% measured (-50% from the start)", "p90 5 ms"),
+    (Latency(99, LOAD), FAST, SLOW, "p99 25 ms, 400 samples/s ± 1.0% measured (-99% from the start)", "p99 25 ms"),
+    (
+        ThroughputWithin(50, 0.01, (LOAD,)),
+        FAST,
+        SLOW,
+        "400 samples/s ± 1.0%, p50 2 ms measured (+33% from the start)",
+        "400 samples/s at p50 2 ms",
+    ),
+    (
+        ThroughputWithin(99, 0.1, (LOAD,)),
+        FAST,
+        SLOW,
+        "400 samples/s ± 1.0%, p99 25 ms measured (300 samples/s at p99 2,000 ms at the start)",
+        "400 samples/s at p99 25 ms",
+    ),
+    (Latency(90, LOAD), measured(0), SLOW, "p90 10 ms, 400 samples/s ± 1.0% measured", "p90 10 ms"),
+)
+
+
+@pytest.mark.parametrize(("objective", "start", "found", "told", "best"), ABOUT)
+def test_what_the_objective_is_about_is_told(
+    objective: Objective,
+    start: Throughput,
+    found: Throughput,
+    told: str,
+    best: str,
+    results: Any,
+    make_subject: Callable[..., Subject],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    allocation = allocate(results, make_subject(), Machine()).model_copy(
+        update={"throughput": found, "start": Start(matrix=((8, 8), (0, 0)), throughput=start), "bound": None}
+    )
+    assert f": {told}, " in table(allocation, objective)[0]
+    report = FakeReport()
+    progress = Progress(cast(Report, report), 2, objective)
+    for order, throughput in enumerate((start, found)):
+        progress(Benchmark(order=order, matrix=((8,),), throughput=throughput))
+    assert report.note == f"best so far {best}"
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"benchmark 2 of at most 2: {told.partition(' measured')[0]}; best {best}"
+
+
+class FakeReport:
+    note = ""
+
+    def progress(self, note: str, **_: object) -> None:
+        self.note = note

@@ -32,7 +32,12 @@ def test_devices_are_read_gpus_first() -> None:
     [
         ("V100-16GB", "'V100-16GB' must be a number of devices and their type"),
         ("0xV100-16GB", "must be a number of devices"),
-        ("2000xCPU", "must be a number of devices"),
+        ("2000xCPU", "2000xCPU makes 2000 devices, more than the limit of 1024"),
+        ("1000xCPU,25xCPU", "25xCPU makes 1025 devices, more than the limit of 1024"),
+        ("9" * 5000 + "xCPU", "must be a number of devices"),
+        ("1xCPU:63", "63 must be greater than or equal to 64"),
+        ("1xCPU:16777217", "16777217 must be less than or equal to 16777216"),
+        ("1xCPU:" + "9" * 5000, "must be less than or equal to 16777216"),
         ("2xgpu-other", "gpu-other needs its memory in MiB: 2xgpu-other:16384"),
     ],
 )
@@ -73,8 +78,28 @@ def test_what_cannot_be_planned() -> None:
         UserError, match=r"cannot hold the members: 4 members take .* MiB .*; the devices have 16,384 MiB"
     ):
         run("--devices", "1xV100-16GB", "--ensemble", "IMN4", "--max-benchmarks", "1")
-    with pytest.raises(UserError, match="0 must be at least 1"):
+    with pytest.raises(UserError, match="0 must be greater than or equal to 1"):
         run("--devices", "1xCPU", "--max-benchmarks", "0")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "where", "problem"),
+    [
+        ("--seed -1", "--seed", "-1 must be greater than or equal to 0"),
+        ("--seed 2147483648", "--seed", "2147483648 must be less than or equal to 2147483647"),
+        ("--max-benchmarks 10001", "--max-benchmarks", "10001 must be less than or equal to 10000"),
+        ("--required 0", "--required", "0.0 must be greater than 0"),
+        ("--required inf", "--required", "inf must be a finite number"),
+        ("--required nan", "--required", "nan must be a finite number"),
+        ("--required 1e13", "--required", "must be less than or equal to 1000000000000"),
+        ("--budget small", "--budget", "needs --spec"),
+        ("--name digits", "--name", "needs --spec"),
+    ],
+)
+def test_options_that_are_not_allowed(arguments: str, where: str, problem: str) -> None:
+    with pytest.raises(UserError, match=problem) as refused:
+        run("--devices", "1xV100-16GB", "--ensemble", "IMN1", *arguments.split())
+    assert refused.value.where == where
 
 
 def test_members_are_planned_by_their_profiles() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from ensemble_core.allocation.result import (
 )
 from ensemble_core.api.ensembledeployment import EnsembleDeployment, Serving
 from ensemble_core.api.ensembleselection import BEST_SINGLE
+from ensemble_core.commands import plan
 from ensemble_core.commands.allocate import accuracies, summary
 from ensemble_core.engines import HALF
 from ensemble_core.errors import UserError
@@ -42,6 +44,9 @@ class Profiles:
     def __init__(self, subject: Subject, **engines: tuple[float, float]) -> None:
         self._sha256 = {member.model_id: member.sha256 for member in subject.members}
         self._engines = engines
+
+    def profiled_on(self, engine: str, model: str) -> tuple[str, ...]:
+        return ("cpu-x-1c",) if engine in self._engines else ()
 
     def profile(self, kind: str, engine: str, model: str) -> Profile | None:
         if engine not in self._engines:
@@ -182,6 +187,19 @@ def test_half_precision_needs_a_cpu_that_computes_so(
     told: list[str] = []
     profiled(ensemble, told.append)
     assert told == ["openvino-fp16 is not used: this CPU does not compute in FP16"]
+
+
+def test_a_plan_names_the_device_types_that_there_are_profiles_of(
+    make_subject: Callable[..., Subject], on_this_machine: Callable[..., Ensemble], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ensemble = on_this_machine(make_subject(), onnxruntime=(1.0, 100.0))
+    monkeypatch.setattr(plan, "find_ensemble", lambda documents, deployment: ensemble)
+    documents: Any = SimpleNamespace(deployment=lambda name: ensemble.deployment)
+    monkeypatch.setattr(plan, "load_documents", lambda file: documents)
+    parser = argparse.ArgumentParser()
+    plan.add_arguments(parser)
+    with pytest.raises(UserError, match="m-0000 has no profile on V100-16GB, but on cpu-x-1c"):
+        plan.run(parser.parse_args(["--spec", "documents.yaml", "--devices", "8xV100-16GB"]))
 
 
 OTHERWISE = {

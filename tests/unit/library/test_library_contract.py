@@ -311,6 +311,8 @@ def test_profiles_and_results_are_kept_by_content(library: Library) -> None:
     assert library.profile("cpu-epyc-2c", "onnxruntime", "digits-0000") == profile
     assert library.profiles("cpu-epyc-2c", "onnxruntime") == {"digits-0000": profile}
     assert library.profiles("cpu-epyc", "onnxruntime") == {}
+    assert library.profiled_on("onnxruntime", "digits-0000") == ("cpu-epyc-2c",)
+    assert library.profiled_on("openvino", "digits-0000") == library.profiled_on("onnxruntime", "0000") == ()
     assert library.result("selections", "abc") is None
     assert library.write_result("selections", "abc", {"members": ["digits-0000"]}) == {"members": ["digits-0000"]}
     assert library.write_result("selections", "abc", {"members": []}) == {"members": ["digits-0000"]}

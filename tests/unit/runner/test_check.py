@@ -2,20 +2,145 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import cast
+
 import numpy as np
 import pytest
 
-from ensemble_core.runner.check import largest_difference
+from ensemble_core.api.ensembledeployment import EnsembleDeployment, Serving
+from ensemble_core.library.library import Library
+from ensemble_core.library.records import Metrics
+from ensemble_core.runner import check
+from ensemble_core.runner.check import ask_heldout, in_words, largest_difference
+from ensemble_core.selection.result import Costs, MemberResult
 
-WANTED = np.array([[0.25, 0.75], [0.5, 0.5]])
+WANTED = np.array([[0.25, 0.75], [0.5, 0.5]], np.float32)
+# Of three members, [member][sample][class].
+STORED = np.array(
+    [[[0.9, 0.1], [0.6, 0.4]], [[0.2, 0.8], [0.7, 0.3]], [[0.4, 0.6], [0.1, 0.9]]],
+    np.float32,
+)
+LABELS = np.array([0, 0])
+WEIGHTS = (0.5, 0.25, 0.25)
+METRICS = Metrics(cross_entropy=1, error=0.5, macro_f1=0.5, top5_error=0)
+
+
+class FakeLibrary:
+    """The part of a library that the check reads."""
+
+    def __init__(self, stored: np.ndarray) -> None:
+        self._stored = stored
+
+    def ids(self, split: str) -> np.ndarray:
+        return np.array(["a", "b"])
+
+    def labels(self, split: str) -> np.ndarray:
+        return LABELS
+
+    def model(self, model_id: str) -> str:
+        return model_id
+
+    def predictions(self, record: str, split: str) -> np.ndarray:
+        return self._stored[int(record)]
+
+
+@pytest.fixture
+def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What the check finds of answers to members whose stored predictions are known."""
+
+    def asked(answers: list[list[float]], stored: np.ndarray = STORED, **serving: str) -> check.Answers:
+        np.save(tmp_path / "images.npy", np.zeros((2, 1), np.uint8))
+        np.save(tmp_path / "ids.npy", np.array(["a", "b"]))
+        monkeypatch.setattr(check, "predict", lambda url, model, images: np.array(answers, np.float32))
+        return ask_heldout("", "", tmp_path, [cast(Library, FakeLibrary(stored))], members(), served(**serving))
+
+    return asked
+
+
+def served(**serving: str) -> Serving:
+    content = {
+        "metadata": {"name": "a"},
+        "spec": {
+            "selectionRef": {"name": "a", "budgetName": "b"},
+            "devices": [{"name": "c", "type": "cpu"}],
+            "serving": serving,
+        },
+    }
+    return EnsembleDeployment.model_validate(content).spec.serving
+
+
+def members() -> list[MemberResult]:
+    return [
+        MemberResult(
+            library=0,
+            model_id=str(index),
+            servable=True,
+            cost=Costs(),
+            validation=METRICS,
+            heldout=METRICS,
+            weight=weight,
+        )
+        for index, weight in enumerate(WEIGHTS)
+    ]
+
+
+def softmax(numbers: np.ndarray) -> np.ndarray:
+    powers = np.exp(numbers.astype(np.float64))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("serving", "answers"),
+    [
+        ({}, np.tensordot(WEIGHTS, STORED, 1)),
+        ({"combiner": "average"}, STORED.mean(axis=0)),
+        ({"combiner": "vote"}, [[0.5, 0.5], [0.75, 0.25]]),
+        ({"scores": "logits"}, np.tensordot(WEIGHTS, softmax(STORED), 1)),
+        ({"combiner": "average", "scores": "logits"}, softmax(STORED).mean(axis=0)),
+    ],
+)
+def test_answers_are_compared_with_the_members_combined_as_the_deployment_says(ask, serving, answers) -> None:
+    assert ask(answers, **serving).largest_difference < 1e-6
+    wrong = np.array(answers)
+    wrong[1, 1] += 0.125
+    assert ask(wrong, **serving).largest_difference == pytest.approx(0.125, abs=1e-6)
+
+
+def test_the_quality_of_what_is_served_is_told_where_the_selection_judged_another_combination(ask) -> None:
+    assert ask(np.tensordot(WEIGHTS, STORED, 1)).heldout is None
+    voted = ask([[0.5, 0.5], [0.75, 0.25]], combiner="vote").heldout
+    assert voted.cross_entropy == pytest.approx(-(np.log(0.5) + np.log(0.75)) / 2)
+    assert voted.error == 0
+    assert ask(STORED.mean(axis=0), combiner="average").heldout.error == 0.5
+
+
+def test_a_vote_between_two_equal_classes_may_go_to_either(ask) -> None:
+    """What a member answers differs a little between engines."""
+    close = STORED.copy()
+    close[0, 0] = [0.500001, 0.499999]
+    assert ask([[0, 1], [0.75, 0.25]], close, combiner="vote").largest_difference == 0
+    assert ask([[0.5, 0.5], [0.25, 0.75]], close, combiner="vote").largest_difference == 0.5
+
+
+@pytest.mark.parametrize(
+    ("serving", "told"),
+    [
+        ({}, "the members' average"),
+        ({"combiner": "vote"}, "the members' vote"),
+        ({"scores": "logits"}, "the members' average of logits"),
+    ],
+)
+def test_what_answers_are_is_told_in_words(serving, told) -> None:
+    assert in_words(served(**serving)) == told
 
 
 def test_equal_answers_do_not_differ():
-    assert largest_difference(WANTED.astype(np.float32), WANTED) == 0.0
+    assert largest_difference(WANTED.copy(), WANTED) == 0.0
 
 
 def test_the_largest_difference_counts():
-    answers = WANTED.astype(np.float32)
+    answers = WANTED.copy()
     answers[1, 0] -= 0.125
     assert largest_difference(answers, WANTED) == 0.125
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-from ensemble_core.runner.gather import different_members, front_facts
+from ensemble_core.runner.gather import as_served, different_members, front_facts
 
 
 def point(seconds: float | None, entropy: float, members: int = 1) -> Any:
@@ -17,6 +18,14 @@ def point(seconds: float | None, entropy: float, members: int = 1) -> Any:
 def test_the_front_in_seconds_falls_though_other_quantities_keep_more_points() -> None:
     points = (point(0.3, 0.5, 2), point(0.1, 0.9), point(0.2, 0.95), point(None, 0.1), point(0.3, 0.6), point(0.4, 0.5))
     assert front_facts(SimpleNamespace(front=points)) == ((0.1, 0.9, 1), (0.3, 0.5, 2))  # type: ignore[arg-type]
+
+
+def test_the_ensemble_that_is_served_has_the_quality_of_its_answers(make_facts: Any) -> None:
+    facts = make_facts()
+    voting = replace(facts.endpoint, heldout=facts.best_single.heldout)
+    found = [as_served(each, voting).heldout for each in facts.ensembles]
+    assert found == [facts.ensembles[0].heldout, facts.ensembles[1].heldout, facts.best_single.heldout]
+    assert [as_served(each, facts.endpoint) for each in facts.ensembles] == list(facts.ensembles)
 
 
 def test_no_points_no_front() -> None:

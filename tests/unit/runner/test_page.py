@@ -288,7 +288,7 @@ def test_markup_escapes_text_and_attributes_and_refuses_nan() -> None:
 
 @pytest.fixture
 def endpoint() -> Endpoint:
-    return Endpoint("it's", "127.0.0.1:8000", "127.0.0.1:8001", "FP32", (2, 3), ("a", "b"), 0.0, 1)
+    return Endpoint("it's", "127.0.0.1:8000", "127.0.0.1:8001", "FP32", (2, 3), ("a", "b"), 0.0, 1, 1e-5)
 
 
 def test_curl_sends_a_whole_sample(endpoint: Endpoint) -> None:

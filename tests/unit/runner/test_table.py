@@ -48,6 +48,14 @@ def test_a_reason_stands_below(make_facts: Make) -> None:
     assert notes(facts) == "quality on 450 held-out samples\nsmall: [bold]too dear"
 
 
+def test_other_answers_than_the_average_are_told_below(make_facts: Make) -> None:
+    facts = make_facts()
+    voting = replace(facts.endpoint, combined="the members' vote", heldout=facts.best_single.heldout)
+    assert notes(replace(facts, endpoint=voting)).splitlines()[1] == (
+        "what is served answers the members' vote; the other ensembles' quality is of averages"
+    )
+
+
 def test_it_fits_a_terminal_of_80_columns(make_facts: Make) -> None:
     lines = printed(make_facts(), width=80)
     assert max(map(len, lines)) <= 80

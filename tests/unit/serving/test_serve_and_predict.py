@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import socket
 from argparse import Namespace
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from ensemble_core.api.ensembledeployment import Serving
 from ensemble_core.commands import predict, serve
 from ensemble_core.errors import UserError
 from ensemble_core.library.records import Signature
+from ensemble_core.serving import client
 from ensemble_core.serving.client import Endpoint
 
 
@@ -73,6 +76,53 @@ def test_the_folder_of_the_disagreement_is_looked_for_too(arguments):
     with pytest.raises(UserError, match="no folder") as refused:
         predict.run(arguments)
     assert refused.value.where == "--disagreement"
+
+
+@pytest.mark.parametrize("option", ["output", "disagreement"])
+def test_a_folder_is_no_file_to_write(arguments, option):
+    np.save(arguments.input, np.zeros((1, 8, 8, 1), np.uint8))
+    setattr(arguments, option, arguments.input.parent)
+    with pytest.raises(UserError, match="is a folder; give a file") as refused:
+        predict.run(arguments)
+    assert refused.value.where == f"--{option}"
+    assert not (arguments.input.parent / "y.npy").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "where", "problem"),
+    [
+        ({"output": "x.npy"}, "--output", "x.npy is the file of --input"),
+        ({"output": "folder/../x.npy"}, "--output", "x.npy is the file of --input"),
+        ({"disagreement": "x.npy"}, "--disagreement", "x.npy is the file of --input"),
+        ({"disagreement": "y.npy"}, "--disagreement", "y.npy is the file of --output"),
+        ({"disagreement": "link.npy"}, "--disagreement", "link.npy is the file of --input"),
+    ],
+)
+def test_no_file_is_named_twice(arguments, names, where, problem):
+    np.save(arguments.input, np.zeros((1, 8, 8, 1), np.uint8))
+    folder, before = arguments.input.parent, arguments.input.read_bytes()
+    (folder / "folder").mkdir()
+    (folder / "link.npy").symlink_to(arguments.input)
+    for option, name in names.items():
+        setattr(arguments, option, folder / name)
+    with pytest.raises(UserError, match=problem) as refused:
+        predict.run(arguments)
+    assert refused.value.where == where
+    assert arguments.input.read_bytes() == before
+
+
+def test_a_worker_is_no_model_to_ask(monkeypatch):
+    class Worker:
+        def get_model_metadata(self, model: str, client_timeout: float) -> SimpleNamespace:
+            return SimpleNamespace(inputs=[], outputs=[])
+
+        def get_model_config(self, model: str, client_timeout: float) -> SimpleNamespace:
+            return SimpleNamespace(config=SimpleNamespace(backend="member"))
+
+    monkeypatch.setattr(client, "connect", lambda url: nullcontext(Worker()))
+    with pytest.raises(UserError, match="is no ensemble that is served") as refused:
+        client.describe("127.0.0.1:1", "digits-0030--cpu0--b8")
+    assert refused.value.where == "127.0.0.1:1: digits-0030--cpu0--b8"
 
 
 @pytest.mark.parametrize(
