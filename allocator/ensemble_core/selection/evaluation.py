@@ -24,7 +24,6 @@ from ensemble_core.selection.result import (
     PathResult,
     SelectionResult,
     Single,
-    SourceLibrary,
     StepResult,
 )
 from ensemble_core.selection.smobf import Floats, Pick, Step
@@ -58,10 +57,7 @@ class Evaluation:
             digest=subject.digest(),
             spec_hash=digest(spec.document()),
             fingerprint=subject.joined.header.fingerprint,
-            sources=tuple(
-                SourceLibrary(storage=storage, digest=library.digest())
-                for storage, library in zip(subject.storages, subject.joined.libraries, strict=True)
-            ),
+            sources=subject.sources(),
             cost=CostBasis(
                 device_type=subject.pool.device_type, engine=spec.cost.engine, batch_size=spec.cost.batch_size
             ),

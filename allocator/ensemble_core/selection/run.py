@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any, Literal
 
 from ensemble_core.api.documents import Documents
@@ -27,7 +28,7 @@ def find_result(documents: Documents, selection: EnsembleSelection) -> Selection
     """The selection's result for what the libraries hold now, if it was computed."""
     subject = make_subject(documents, selection)
     output = _output(documents, subject)
-    return None if output is None else _stored(output, subject.digest())
+    return None if output is None else _known(output, subject)
 
 
 def read_result(documents: Documents, selection: EnsembleSelection, key: str) -> SelectionResult:
@@ -67,7 +68,7 @@ def run_selection(
     subject = make_subject(documents, selection)
     output = _output(documents, subject)
     key = subject.digest()
-    known = None if output is None else _stored(output, key)
+    known = None if output is None else _known(output, subject)
     if known is not None:
         return known, False
     true_class = subject.pool.true_class(subject.joined, lambda done, total: progress("predictions", done, total))
@@ -104,6 +105,22 @@ def _create_output(documents: Documents, subject: Subject) -> Library:
     first = subject.joined.libraries[0]
     labels = {split: LabelledIds(first.ids(split), first.labels(split)) for split in SPLITS}
     return Library.create(open_store(documents.result_storage(subject.selection)), first.header, labels)
+
+
+def _known(library: Library, subject: Subject) -> SelectionResult | None:
+    """The stored result of a subject, with its sources where they are now.
+
+    A digest covers where the sources were. So that folders may be copied and moved, a result of other places counts
+    too, if its digest is that of this very subject with its sources there.
+    """
+    if (found := _stored(library, subject.digest())) is not None:
+        return found
+    stored = {key: _parsed(library, key, content) for key, content in library.results(KIND).items()}
+    places = [tuple(source.storage.document() for source in result.sources) for result in stored.values()]
+    for place in {str(place): place for place in places if len(place) == len(subject.storages)}.values():
+        if (found := stored.get(replace(subject, storages=place).digest())) is not None:
+            return found.model_copy(update={"sources": subject.sources()})
+    return None
 
 
 def _stored(library: Library, key: str) -> SelectionResult | None:

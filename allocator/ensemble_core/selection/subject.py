@@ -14,6 +14,7 @@ from ensemble_core.library.joined import Joined, join
 from ensemble_core.library.library import Library
 from ensemble_core.library.store import Store, open_store
 from ensemble_core.selection.pool import Pool, Request, make_pool
+from ensemble_core.selection.result import SourceLibrary
 
 COMPUTATION = 1  # raised when the same inputs give another result, so that stored ones are not found
 # What the picks depend on; the rest of the spec says where results go and how pods run.
@@ -48,6 +49,11 @@ class Subject:
                 "models": sorted([candidate.identity() for candidate in models], key=str),
             }
         )
+
+    def sources(self) -> tuple[SourceLibrary, ...]:
+        """Where the sources are, and what they hold."""
+        pairs = zip(self.storages, self.joined.libraries, strict=True)
+        return tuple(SourceLibrary(storage=storage, digest=library.digest()) for storage, library in pairs)
 
 
 def open_sources(where: str, storages: Sequence[Storage]) -> list[Store]:

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from ensemble_core.api.common import Storage
 from ensemble_core.errors import UserError
 from ensemble_core.library.library import Library
+from ensemble_core.library.store import open_store
 from ensemble_core.metrics import metrics
 from ensemble_core.selection import run as module
 from ensemble_core.selection.result import SelectionResult
@@ -120,6 +123,30 @@ def test_a_second_run_computes_and_writes_nothing(workspace: Any, reference: Any
     assert (again, computed) == (first, False)
     assert {path: path.stat().st_mtime_ns for path in workspace.folder.rglob("*")} == before
     assert find_result(documents, documents.selection()) == first
+
+
+def test_a_result_is_found_after_the_libraries_were_moved_or_copied(workspace: Any, reference: Any) -> None:
+    ready(workspace, reference)
+    first = result_of(workspace.documents(["a"], BUDGETS))
+    shutil.copytree(workspace.folder / "a", workspace.folder / "copy")
+    (workspace.folder / "a").rename(workspace.folder / "moved")
+    for place in ("copy", "moved"):
+        documents = workspace.documents([place], BUDGETS)
+        found, computed = run_selection(documents, documents.selection(), lambda *_: pytest.fail("nothing is to do"))
+        assert (found.digest, found.budgets, computed) == (first.digest, first.budgets, False)
+        assert [source.storage.path for source in found.sources] == [str(workspace.folder / place)]
+        assert find_result(documents, documents.selection()) == found
+
+
+def test_a_result_of_other_places_is_not_found_for_other_content(workspace: Any, reference: Any) -> None:
+    ready(workspace, reference)
+    first = result_of(workspace.documents(["a"], BUDGETS))
+    (workspace.folder / "a").rename(workspace.folder / "moved")
+    other = workspace.documents(["moved"], BUDGETS, weights=[0.5])
+    assert find_result(other, other.selection()) is None
+    library = Library.open(open_store(Storage(path=str(workspace.folder / "moved"))))
+    workspace.profile(library, {"m-0000": 0.1})
+    assert result_of(workspace.documents(["moved"], BUDGETS)).digest != first.digest
 
 
 def test_what_does_not_decide_leaves_the_digest_and_what_decides_changes_it(workspace: Any, reference: Any) -> None:
