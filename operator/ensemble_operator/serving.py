@@ -11,7 +11,7 @@ from pydantic import Field, TypeAdapter
 
 from ensemble_core.api.common import GROUP, Digest
 from ensemble_core.api.ensembledeployment import Autoscaling, EnsembleDeploymentSpec, Serving
-from ensemble_core.api.load import saturating
+from ensemble_core.api.load import requests_of
 from ensemble_core.frozen import canonical, digest
 from ensemble_operator.identity import identity, report_name, service_account, spec_name, specification
 from ensemble_operator.names import BASIS, COMPONENT, OWNER_NAME, OWNER_UID, REVISION, Owner, child_name, metadata
@@ -47,9 +47,10 @@ QUEUE_METRIC = "ensemble_queue_milliseconds"
 HEADROOM_MIB = 2048  # what Triton, Python and the averaging take beside the models
 CPU_DEVICE_MIB = (1024, 4096)  # requested for a CPU device that does not say, and its limit
 GPU_HOST_MIB = (1024, 4096)  # memory of the machine for each GPU
-# Of each request that benchmarks have in flight beside those of two devices, which are within the headroom: 128 images
-# of 224×224 float32, in the client's region of /dev/shm and in the averaging backend's, where that is in Python.
-REQUEST_MIB = 160
+# Samples that benchmarks have in flight, beyond those that the headroom holds: images of 224×224 float32, in the client's
+# region of /dev/shm and in the averaging backend's, where that is in Python.
+SAMPLE_MIB = 1.25
+SAMPLES_IN_HEADROOM = 3 * 128
 AGENT = Resources(cpu=0.05, memory=192, memory_limit=512)
 # Of the pod's group, so that it reads the token and the repository, and not the server's user: to who is the same user
 # and sees its processes, /proc would show its files, the token among them.
@@ -152,11 +153,12 @@ def device_pod(spec: EnsembleDeploymentSpec) -> Resources:
     cpus = [device for device in spec.devices if device.type == "cpu"]
     counts = {name: sum(d.count for d in gpus if d.resource_name == name) for name in {d.resource_name for d in gpus}}
     number = sum(device.count for device in gpus)
-    requests = saturating(sum(device.count for device in spec.devices)) - saturating(2)
+    requests = requests_of(spec)
+    samples = max(0, max(requests.in_flight) * requests.samples - SAMPLES_IN_HEADROOM)
 
     def memory(bound: int) -> int:
         of_cpus = sum(device.count * (device.memory_mib or CPU_DEVICE_MIB[bound]) for device in cpus)
-        return HEADROOM_MIB + requests * REQUEST_MIB + of_cpus + number * GPU_HOST_MIB[bound]
+        return HEADROOM_MIB + round(samples * SAMPLE_MIB) + of_cpus + number * GPU_HOST_MIB[bound]
 
     return Resources(
         cpu=sum(device.count * device.cores_per_device for device in cpus) + number,

@@ -50,7 +50,7 @@ GRACE = 20.0
 CLIENT_SECONDS = 60.0  # of a request; a client that has to wait so long was forgotten
 SPECIAL = 99  # fake members are told what to do with samples that begin with it
 HELD = 6.0  # seconds that a fake member which hangs keeps a call
-DYING = 10.0  # seconds from when a server refuses connections to its end
+DYING = 20.0  # seconds from when a server refuses connections to its end, at most
 OUT_OF_SERVICE = 5.0  # of a worker that has failed three times
 TOLERANCE = 1e-5  # relative; sums are float32
 
@@ -603,8 +603,17 @@ def counters(ensemble: Ensemble) -> dict[tuple[int, str], dict[tuple[str, ...], 
 
 def waiting(look: Look) -> int:
     """Samples that the front model says it has queued, or asked for."""
-    gauges = ("ensemble_queued_samples", "ensemble_asked_samples")
-    return sum(value for load in look.counters.values() for key, value in load.items() if key[0] in gauges)
+    return sum(gauges(look))
+
+
+def least_gauge(look: Look) -> int:
+    """The least of what it says so of a member or worker; 0 if it said nothing."""
+    return min(gauges(look), default=0)
+
+
+def gauges(look: Look) -> list[int]:
+    names = ("ensemble_queued_samples", "ensemble_asked_samples")
+    return [value for load in look.counters.values() for key, value in load.items() if key[0] in names]
 
 
 class Canary(threading.Thread):
@@ -700,7 +709,7 @@ def soak(server: Server, seed: int, seconds: float) -> Course:
             while load.outstanding > forgotten and time.monotonic() < last + CLIENT_SECONDS:
                 go_on()
             recovered = load.ended[-1].outcome == "answered" and not load.ended[-1].missing
-        while waiting(looks[-1]) and time.monotonic() < last + CLIENT_SECONDS:
+        while (waiting(looks[-1]) or not looks[-1].counters) and time.monotonic() < last + CLIENT_SECONDS:
             go_on()
     return Course(
         middle=begin + seconds / 2,

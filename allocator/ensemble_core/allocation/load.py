@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 from ensemble_core.allocation.simulator import Load
 from ensemble_core.api.ensembledeployment import EnsembleDeploymentSpec
-from ensemble_core.api.load import saturating
+from ensemble_core.api.load import requests_of, saturating
 
-SWEEP = (1, 2, 3, 4, 6, 8)  # requests in flight, of which the fastest within a latency counts
 RANKING = 24  # requests that are simulated to rank candidates by latency
 REQUESTS, TURNS = 64, 16  # that are simulated to measure throughput: so many, and so many times those in flight
 
@@ -34,16 +33,8 @@ class ClosedLoad:
 
 def load_of(spec: EnsembleDeploymentSpec) -> ClosedLoad:
     """The load under which the objective of a spec is measured."""
-    segment = segment_of(spec)
-    latency = spec.optimization.latency
-    match spec.optimization.objective:
-        case "latency":
-            return ClosedLoad((latency.requests_in_flight,), latency.samples_per_request, segment)
-        case "throughput-within-latency":
-            return ClosedLoad(SWEEP, latency.samples_per_request, segment)
-        case _:
-            devices = sum(group.count for group in spec.devices)
-            return ClosedLoad((saturating(devices),), segment, segment)
+    requests = requests_of(spec)
+    return ClosedLoad(requests.in_flight, requests.samples, segment_of(spec))
 
 
 def segment_of(spec: EnsembleDeploymentSpec) -> int:

@@ -191,8 +191,10 @@ class Meter:
         with self._telling:
             with self._lock:
                 counts, self._counts = self._counts, Counter()
+            if not self._metrics:
+                return  # closed
             for key, count in counts.items():
-                if count and key in self._metrics:
+                if count:
                     self._metrics[key].increment(count)
 
     def close(self) -> None:
@@ -468,6 +470,12 @@ class Member:
         return None
 
 
+def number_of(response: Any) -> int | None:
+    """The call's number that an answer has."""
+    told = pb.get_output_tensor_by_name(response, "CALL")
+    return None if told is None else int(np.from_dlpack(told)[0])
+
+
 class ForeignAnswerError(RuntimeError):
     """An answer is that of another call."""
 
@@ -501,7 +509,7 @@ def ask(worker: dict[str, Any], chunk: Chunk[Job], meter: Meter) -> npt.NDArray[
     ).exec()
     if response.has_error():
         raise RuntimeError(response.error().message())
-    if number is not None and int(np.from_dlpack(pb.get_output_tensor_by_name(response, "CALL"))[0]) != number:
+    if number is not None and number_of(response) != number:
         raise ForeignAnswerError("the answer is that of another call")
     return np.from_dlpack(pb.get_output_tensor_by_name(response, "PROBABILITIES"))
 

@@ -26,6 +26,7 @@ from tests.support.soak import (
     Look,
     Sent,
     kinds_of,
+    least_gauge,
     schedule,
     soak,
     waiting,
@@ -64,7 +65,9 @@ def test_an_ensemble_at_nine_tenths_of_its_capacity_outlives_its_members(
     assert course.recovered
     assert [*miscounts(course)] == []
     assert max(map(waiting, course.looks)) > 0
+    assert course.looks[-1].counters
     assert waiting(course.looks[-1]) == 0
+    assert min(map(least_gauge, course.looks)) >= 0
     sizes = [sum(each.regions.values()) for each in course.looks]
     assert max(sizes[len(sizes) // 2 :]) <= 2 * max(sizes[: len(sizes) // 2])
     assert prefix is not None

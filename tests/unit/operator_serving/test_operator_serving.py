@@ -23,7 +23,7 @@ from ensemble_operator.names import Owner
 from ensemble_operator.reports import typed
 from ensemble_operator.serving import (
     QUEUE_METRIC,
-    REQUEST_MIB,
+    SAMPLE_MIB,
     Allocation,
     Served,
     build_autoscaler,
@@ -101,14 +101,27 @@ def test_device_pod() -> None:
     found = device_pod(served(devices=devices).spec)
     assert found.devices == (("nvidia.com/gpu", 3), ("nvidia.com/mig-1g.10gb", 2))
     assert found.cpu == 3 * 4 + 1 + 5
-    of_requests = (10 - 3) * REQUEST_MIB  # in flight beside those of two devices
+    of_requests = round((10 - 3) * 128 * SAMPLE_MIB)  # in flight beside those of two devices
     assert found.memory == 2048 + of_requests + 3 * 512 + 1024 + 5 * 1024
     assert found.memory_limit == 2048 + of_requests + 3 * 512 + 4096 + 5 * 4096
 
 
-def test_two_devices_need_no_more_memory_for_requests() -> None:
+LATENCY = {"objective": "latency", "latency": {"requestsInFlight": 32, "samplesPerRequest": 16}}
+
+
+@pytest.mark.parametrize(
+    ("spec", "samples"),
+    [
+        ({}, 0),
+        ({"serving": {"segmentSize": 1024, "maxBatchSize": 1024}}, 3 * 1024 - 384),
+        ({"serving": {"segmentSize": 64}}, 0),
+        ({"optimization": LATENCY}, 32 * 16 - 384),
+    ],
+    ids=str,
+)
+def test_a_pod_that_optimises_has_memory_for_the_samples_in_flight(spec: Manifest, samples: int) -> None:
     devices = [{"name": "cores", "type": "cpu", "count": 2, "memoryMiB": 512}]
-    assert device_pod(served(devices=devices).spec).memory == 2048 + 2 * 512
+    assert device_pod(served(devices=devices, **spec).spec).memory == 2048 + 2 * 512 + round(samples * SAMPLE_MIB)
 
 
 @pytest.mark.parametrize(

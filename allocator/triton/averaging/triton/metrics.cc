@@ -39,7 +39,7 @@ double microseconds(std::chrono::steady_clock::duration time) {
 
 }  // namespace
 
-Counter::Counter(TRITONSERVER_MetricFamily* family, const Labels& labels) {
+Metric::Metric(TRITONSERVER_MetricFamily* family, const Labels& labels) {
   std::vector<Parameter> owned;
   std::vector<const TRITONSERVER_Parameter*> parameters;
   for (const auto& [name, value] : labels) {
@@ -72,32 +72,32 @@ Metrics::Metrics(const Settings& settings, const std::string& load)
                      TRITONSERVER_METRIC_KIND_GAUGE),
       asked_family_("ensemble_asked_samples", "Samples in calls of a member's worker that have not ended",
                     TRITONSERVER_METRIC_KIND_GAUGE),
-      wait_time_(wait_time_family_.counter({{"model", settings.model}, {"load", load}})),
-      waits_(waits_family_.counter({{"model", settings.model}, {"load", load}})),
-      copied_bytes_(copied_family_.counter({{"model", settings.model}, {"load", load}})),
-      received_(received_family_.counter({{"model", settings.model}, {"load", load}})),
-      answered_samples_(answered_samples_family_.counter({{"model", settings.model}, {"load", load}})),
-      latency_(latency_family_.counter({{"model", settings.model}, {"load", load}})) {
+      wait_time_(wait_time_family_.metric({{"model", settings.model}, {"load", load}})),
+      waits_(waits_family_.metric({{"model", settings.model}, {"load", load}})),
+      copied_bytes_(copied_family_.metric({{"model", settings.model}, {"load", load}})),
+      received_(received_family_.metric({{"model", settings.model}, {"load", load}})),
+      answered_samples_(answered_samples_family_.metric({{"model", settings.model}, {"load", load}})),
+      latency_(latency_family_.metric({{"model", settings.model}, {"load", load}})) {
   for (int step = kFirst; step <= kLast + 1; step++) {
     latencies_.push_back(
-        latencies_family_.counter({{"model", settings.model}, {"load", load}, {"below_seconds", label_of(step)}}));
+        latencies_family_.metric({{"model", settings.model}, {"load", load}, {"below_seconds", label_of(step)}}));
   }
   for (const char* end : kRequestEnds) {
-    requests_.push_back(requests_family_.counter({{"model", settings.model}, {"load", load}, {"outcome", end}}));
+    requests_.push_back(requests_family_.metric({{"model", settings.model}, {"load", load}, {"outcome", end}}));
   }
   for (const Member& member : settings.members) {
-    queued_.push_back(queued_family_.counter({{"model", settings.model}, {"load", load}, {"member", member.name}}));
-    auto& counters = workers_.emplace_back();
+    queued_.push_back(queued_family_.metric({{"model", settings.model}, {"load", load}, {"member", member.name}}));
+    auto& metrics = workers_.emplace_back();
     for (const Worker& worker : member.workers) {
       Labels labels{{"model", settings.model}, {"load", load}, {"member", member.name}, {"worker", worker.model}};
-      WorkerCounters of_worker{{}, samples_family_.counter(labels), queued_family_.counter(labels),
-                               asked_family_.counter(labels)};
+      WorkerMetrics of_worker{{}, samples_family_.metric(labels), queued_family_.metric(labels),
+                               asked_family_.metric(labels)};
       labels.emplace_back("reason", "");
       for (const char* end : kCallEnds) {
         labels.back().second = end;
-        of_worker.calls.push_back(calls_family_.counter(labels));
+        of_worker.calls.push_back(calls_family_.metric(labels));
       }
-      counters.push_back(std::move(of_worker));
+      metrics.push_back(std::move(of_worker));
     }
   }
 }
@@ -111,10 +111,10 @@ void Metrics::call_began(size_t member, size_t worker, int64_t rows) {
 }
 
 void Metrics::call_ended(size_t member, size_t worker, int64_t rows, CallEnd end) {
-  const WorkerCounters& counters = workers_[member][worker];
-  counters.asked.add(-static_cast<double>(rows));
-  counters.calls[static_cast<size_t>(end)].add(1);
-  if (end == CallEnd::kAnswered) counters.samples.add(static_cast<double>(rows));
+  const WorkerMetrics& metrics = workers_[member][worker];
+  metrics.asked.add(-static_cast<double>(rows));
+  metrics.calls[static_cast<size_t>(end)].add(1);
+  if (end == CallEnd::kAnswered) metrics.samples.add(static_cast<double>(rows));
 }
 
 void Metrics::request_ended(RequestEnd end, int64_t rows, std::chrono::steady_clock::duration time) {

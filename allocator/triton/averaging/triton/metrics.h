@@ -17,9 +17,10 @@ namespace averaging {
 
 using Labels = std::vector<std::pair<std::string, std::string>>;
 
-class Counter {
+// A counter, or a gauge, to which less than 0 may be added, too.
+class Metric {
  public:
-  Counter(TRITONSERVER_MetricFamily* family, const Labels& labels);
+  Metric(TRITONSERVER_MetricFamily* family, const Labels& labels);
 
   void add(double value) const { log_if(TRITONSERVER_MetricIncrement(metric_.get(), value)); }
 
@@ -27,14 +28,12 @@ class Counter {
   Owned<TRITONSERVER_Metric, TRITONSERVER_MetricDelete> metric_;
 };
 
-using Gauge = Counter;  // to which less than 0 may be added, too
-
-// Counters, or gauges, of one name, which differ in their labels.
+// Metrics of one name, which differ in their labels.
 class Family {
  public:
   Family(const char* name, const char* description, TRITONSERVER_MetricKind kind = TRITONSERVER_METRIC_KIND_COUNTER);
 
-  Counter counter(const Labels& labels) const { return {family_.get(), labels}; }
+  Metric metric(const Labels& labels) const { return {family_.get(), labels}; }
 
  private:
   Owned<TRITONSERVER_MetricFamily, TRITONSERVER_MetricFamilyDelete> family_;
@@ -56,21 +55,21 @@ class Metrics : public Meter {
   void copied(size_t bytes) { copied_bytes_.add(static_cast<double>(bytes)); }
 
  private:
-  struct WorkerCounters {
-    std::vector<Counter> calls;  // by how they ended
-    Counter samples;             // of answers that count
-    Gauge queued, asked;
+  struct WorkerMetrics {
+    std::vector<Metric> calls;  // by how they ended
+    Metric samples;             // of answers that count
+    Metric queued, asked;
   };
 
-  // Families before their counters: these must go first.
+  // Families before their metrics: these must go first.
   const Family wait_time_family_, waits_family_, requests_family_, calls_family_, samples_family_, copied_family_;
   const Family received_family_, answered_samples_family_, latency_family_, latencies_family_;
   const Family queued_family_, asked_family_;
-  const Counter wait_time_, waits_, copied_bytes_, received_, answered_samples_, latency_;
-  std::vector<Counter> requests_;                     // by how they ended
-  std::vector<Counter> latencies_;                    // requests by how long they took
-  std::vector<std::vector<WorkerCounters>> workers_;  // of each member
-  std::vector<Gauge> queued_;                         // for whichever worker of each member is free first
+  const Metric wait_time_, waits_, copied_bytes_, received_, answered_samples_, latency_;
+  std::vector<Metric> requests_;                     // by how they ended
+  std::vector<Metric> latencies_;                    // requests by how long they took
+  std::vector<std::vector<WorkerMetrics>> workers_;  // of each member
+  std::vector<Metric> queued_;                        // for whichever worker of each member is free first
 };
 
 }  // namespace averaging
