@@ -295,6 +295,7 @@ def _profile(ensemble: Ensemble, index: int, row: DeviceRow, engine: Engine, ver
     missing = lacking(stored, member.sha256, version, sizes_to_profile(ensemble.deployment.spec.batch_sizes))
     if stored is not None and not missing:
         return stored
+    library.store.check_writable()
     tell(f"measuring {member.model_id} on {row.device_type} with {engine}")
     device = Device(row.device_type, row.cores, None)
     if row.type == "gpu":

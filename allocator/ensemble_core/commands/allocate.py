@@ -80,6 +80,7 @@ def _tell(report: Report, text: str) -> None:
 
 
 def _optimise(ensemble: Ensemble, subject: Subject, profiles: Profiles, report: Report) -> AllocationResult:
+    ensemble.results.store.check_writable()
     progress = Progress(report, benchmarks_at_most(subject), objective_of(subject))
     with Triton() as server:
         bench = Benchmarks(

@@ -22,7 +22,7 @@ from ensemble_core.allocation.result import (
 )
 from ensemble_core.api.ensembledeployment import EnsembleDeployment, Serving
 from ensemble_core.api.ensembleselection import BEST_SINGLE
-from ensemble_core.commands import plan
+from ensemble_core.commands import allocate, plan
 from ensemble_core.commands.allocate import summary
 from ensemble_core.errors import UserError
 from ensemble_core.library.records import BatchProfile, Profile, Signature
@@ -117,6 +117,30 @@ def test_a_pod_has_the_memory_of_the_engines_that_were_allocated_and_not_of_thos
     served = (allocation(subject), allocation(subject, (("openvino", None), (None, "onnxruntime"))))
     plain, other = (summary(found, allocated_plan(ensemble, subject, found), profiles)["memoryMiB"] for found in served)
     assert other - plain == 200
+
+
+class ReadOnly:
+    """A store that cannot be written."""
+
+    def check_writable(self) -> None:
+        raise UserError("library", "cannot be written")
+
+
+def test_a_library_that_cannot_be_written_is_told_before_anything_is_measured(
+    make_subject: Callable[..., Subject], on_this_machine: Callable[..., Ensemble], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ensemble = on_this_machine(make_subject())
+    cast(Any, ensemble.libraries[0]).store = ReadOnly()
+    monkeypatch.setattr(prepare, "add_to_profile", None)
+    with pytest.raises(UserError, match="cannot be written"):
+        profiled(ensemble)
+    known = on_this_machine(make_subject(), onnxruntime=(2.0, 100.0), openvino=(1.0, 300.0))
+    cast(Any, known.libraries[0]).store = ReadOnly()
+    subject, profiles = profiled(known)
+    monkeypatch.setattr(allocate, "Triton", None)
+    results: Any = SimpleNamespace(store=ReadOnly())
+    with pytest.raises(UserError, match="cannot be written"):
+        allocate._optimise(replace(known, results=results), subject, profiles, cast(Any, None))
 
 
 def test_a_plan_names_the_device_types_that_there_are_profiles_of(
