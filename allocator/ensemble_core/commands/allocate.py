@@ -207,10 +207,23 @@ def table(found: AllocationResult, objective: Objective) -> list[str]:
     return [
         f"allocation {found.name}, budget {found.selection.budget_name}: {measured}{bound}, "
         f"{count} {'matrix' if count == 1 else 'matrices'} benchmarked",
+        *_beyond(found),
         line("", names),
         *(line(device.name, row) for device, row in zip(found.devices, cells, strict=True)),
         *([f"  {ROUTING[candidate.routing]}"] if candidate.matrix.divided else []),
         *_other_engines(found),
+    ]
+
+
+def _beyond(found: AllocationResult) -> list[str]:
+    """What it means that more was measured than the profiles allow, beyond the noise."""
+    measured = found.throughput
+    if found.bound is None or measured.samples_per_second * (1 - measured.spread / 2) <= found.bound:
+        return []
+    folders = " and ".join(dict.fromkeys(f"profiles/{row.device_type}" for row in found.devices))
+    return [
+        "  more than the bound: when the members were profiled, the devices were slower than now; what is deleted of",
+        f"  {folders} in their libraries, `ensemble profile` measures anew, before `select` and `allocate`",
     ]
 
 

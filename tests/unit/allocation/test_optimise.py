@@ -746,6 +746,25 @@ def test_what_the_objective_is_about_is_told(
     assert last == f"benchmark 2 of at most 2: {told.partition(' measured')[0]}; best {best}"
 
 
+def test_what_is_above_the_bound_is_explained(results: Any, make_subject: Callable[..., Subject]) -> None:
+    found = allocate(results, make_subject(), Machine()).model_copy(
+        update={"throughput": measured(123), "bound": 100.0}
+    )
+    told = table(found, MostThroughput())
+    assert ", 123% of the bound by profiles, " in told[0]
+    assert told[1].startswith("  more than the bound: when the members were profiled, the devices were slower")
+    assert "profiles/cpu-test-1c in their libraries" in told[2]
+    for other in (found.model_copy(update={"bound": 122.5}), found.model_copy(update={"bound": None})):
+        assert "bound:" not in table(other, MostThroughput())[1]
+
+
+def test_a_single_matrix_is_one(results: Any, make_subject: Callable[..., Subject]) -> None:
+    found = allocate(results, make_subject(), Machine())
+    assert table(found, MostThroughput())[0].endswith(f" {len(found.benchmarks)} matrices benchmarked")
+    one = found.model_copy(update={"benchmarks": found.benchmarks[:1]})
+    assert table(one, MostThroughput())[0].endswith(" 1 matrix benchmarked")
+
+
 class FakeReport:
     note = ""
 

@@ -60,7 +60,8 @@ def on_this_machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ensemble]:
     """The ensemble of a subject, whose devices and server this machine has; its profiles are those given by engine."""
 
     def found(subject: Subject, **engines: tuple[float, float]) -> Ensemble:
-        monkeypatch.setattr(prepare, "this_machine", lambda devices: None)
+        machine = SimpleNamespace(memory_mib=1e6, gpus=())
+        monkeypatch.setattr(prepare, "this_machine", lambda devices: machine)
         monkeypatch.setattr(prepare, "device_rows", lambda where, devices, machine: subject.devices)
         monkeypatch.setattr(prepare, "server_version", lambda names: subject.server)
         monkeypatch.setattr(prepare, "load_settings", lambda deployment: subject.load)
