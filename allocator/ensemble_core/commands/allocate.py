@@ -149,7 +149,10 @@ def in_milliseconds(throughput: Throughput, objective: Objective) -> str:
     if objective.percentile is None or seconds is None:
         return ""
     number = f"{1000 * seconds:.3g}" if seconds < 1 else f"{1000 * seconds:,.0f}"
-    return f"p{objective.percentile} {number} ms"
+    told = f"p{objective.percentile} {number} ms"
+    if isinstance(objective, ThroughputWithin) and seconds > objective.seconds:
+        return f"{told}, over {1000 * objective.seconds:g} ms"
+    return told
 
 
 def gain(found: AllocationResult, objective: Objective) -> str:
@@ -162,9 +165,9 @@ def gain(found: AllocationResult, objective: Objective) -> str:
         return ""
     now, before = objective.latency(best.measured()), objective.latency(start.measured())
     if isinstance(objective, Latency) and now and before:
-        return f" ({in_percent(now, before)} from the start)"
+        return f" (p{objective.percentile} {in_percent(now, before)} from the start)"
     if isinstance(objective, ThroughputWithin) and before and before > objective.seconds:
-        return f" ({in_short(start, objective)} at the start)"
+        return f" (from {in_short(start, objective)})"
     return f" ({in_percent(best.samples_per_second, start.samples_per_second)} from the start)"
 
 
