@@ -106,7 +106,7 @@ class Progress:
         self._best = max(self._best, benchmark.throughput, key=lambda each: self._objective.score(each.measured()))
         best = in_short(self._best, self._objective)
         self._report.progress(stage="benchmarks", done=done, total=self._total, note=f"best so far {best}")
-        figure = with_spread(benchmark.throughput, self._objective)
+        figure = in_full(benchmark.throughput, self._objective)
         print(f"benchmark {done} of at most {self._total}: {figure}; best {best}", flush=True)
         for line in remarks(benchmark.throughput):
             print(f"  {line}", flush=True)
@@ -127,10 +127,14 @@ def remarks(throughput: Throughput) -> list[str]:
     return found
 
 
-def with_spread(throughput: Throughput, objective: Objective) -> str:
-    """Samples/s with half the range of what was measured of them, and the latency that the objective is about."""
-    speed = f"{throughput.samples_per_second:,.0f} samples/s ± {throughput.spread / 2:.1%}"
-    latency = in_milliseconds(throughput, objective)
+def with_spread(throughput: Throughput) -> str:
+    """Samples/s with half the range of what was measured of them."""
+    return f"{throughput.samples_per_second:,.0f} samples/s ± {throughput.spread / 2:.1%}"
+
+
+def in_full(throughput: Throughput, objective: Objective) -> str:
+    """Samples/s with their spread, and the latency that the objective is about."""
+    speed, latency = with_spread(throughput), in_milliseconds(throughput, objective)
     told = [latency, speed] if isinstance(objective, Latency) else [speed, latency]
     return ", ".join(filter(None, told))
 
@@ -205,7 +209,7 @@ def table(found: AllocationResult, objective: Objective) -> list[str]:
         return f"  {head:<{width}}  " + "  ".join(f"{text:>{wide}}" for text, wide in zip(texts, widths, strict=True))
 
     best, count = found.throughput.samples_per_second, len(found.benchmarks)
-    measured = f"{with_spread(found.throughput, objective)} measured{gain(found, objective)}"
+    measured = f"{in_full(found.throughput, objective)} measured{gain(found, objective)}"
     bound = f", {best / found.bound:.0%} of the bound by profiles" if found.bound else ""
     return [
         f"allocation {found.name}, budget {found.selection.budget_name}: {measured}{bound}, "
