@@ -681,7 +681,8 @@ def test_what_was_measured_is_known_however_routing_was_asked_for(
 def test_the_table_tells_shares_and_routing(results: Any, make_subject: Callable[..., Subject]) -> None:
     subject = make_subject(algorithm="guided", maxBenchmarks=2, matrix=BOTH)
     found = allocate(results, routed(subject, "weights"), Machine())
-    told = found.model_copy(update={"shares": ((0.25, 0.5), (0.75, 0.5)), "matrix": ((8, 32), (8, 32))})
+    shares = ((0.25, 0.5), (0.75, 0.5))
+    told = found.model_copy(update={"shares": shares, "matrix": ((8, 32), (8, 32)), "bound": None})
     assert table(told, MostThroughput())[1:] == [
         "         m-0000    m-0001",
         "  cpu0  8 (25%)  32 (50%)",
