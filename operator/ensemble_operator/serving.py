@@ -47,8 +47,8 @@ QUEUE_METRIC = "ensemble_queue_milliseconds"
 HEADROOM_MIB = 2048  # what Triton, Python and the averaging take beside the models
 CPU_DEVICE_MIB = (1024, 4096)  # requested for a CPU device that does not say, and its limit
 GPU_HOST_MIB = (1024, 4096)  # memory of the machine for each GPU
-# Samples that benchmarks have in flight, beyond those that the headroom holds: images of 224×224 float32, in the client's
-# region of /dev/shm and in the averaging backend's, where that is in Python.
+# Samples that benchmarks have in flight, beyond those that the headroom holds: images of 224×224 float32, in the
+# client's region of /dev/shm and in the averaging backend's, where that is in Python.
 SAMPLE_MIB = 1.25
 SAMPLES_IN_HEADROOM = 3 * 128
 AGENT = Resources(cpu=0.05, memory=192, memory_limit=512)

@@ -359,8 +359,13 @@ Change = Callable[[str], str]
             "spec.serving.quorum",
             ("3 is more than the ensemble's 2 members",),
         ),
-        (lambda t: t, ("--budget", "none"), "spec.selectionRef.budgetName", ("none has no ensemble", "cheapest")),
-        (lambda t: t, ("--budget", "some"), "spec.selectionRef.budgetName", ("some is none of the budgets all, none",)),
+        (lambda t: t, ("--budget", "none"), "--budget", ("none has no ensemble", "cheapest")),
+        (
+            lambda t: t,
+            ("--budget", "some"),
+            "--budget",
+            ("some is none of the budgets all, none, best-single",),
+        ),
         (lambda t: t, ("--max-benchmarks", "0"), "--max-benchmarks", ("0", "greater than or equal to 1")),
         (
             lambda t: without(t, "weights: [0]", "weights: [0.5]"),

@@ -1243,17 +1243,14 @@ LIBRARY_CASES = (
         "budget of an option",
         nothing,
         (f"{ALLOCATE} --budget huge",),
-        (
-            f"{FILE}: EnsembleDeployment tiny: spec.selectionRef.budgetName: huge is none of the budgets",
-            "nothing, small, large",
-        ),
+        ("ensemble allocate: --budget: huge is none of the budgets nothing, small, large, best-single",),
     ),
     Case(
         "budget without an ensemble",
         nothing,
         (f"{ALLOCATE} --budget nothing",),
         (
-            "spec.selectionRef.budgetName: nothing has no ensemble: the cheapest model tiny-",
+            "ensemble allocate: --budget: nothing has no ensemble: the cheapest model tiny-",
             "the budget is 1e-06 million parameters",
         ),
     ),
@@ -1439,6 +1436,16 @@ def test_a_deployed_budget_without_an_ensemble_ends_the_run(terminal: Terminal, 
     assert len(answer.errors.splitlines()) == 1
     assert answer.errors.startswith("ensemble run: the budget nothing, which spec.selectionRef.budgetName deploys, has")
     assert "no ensemble: the cheapest model tiny-" in answer.errors
+
+
+def test_a_quorum_of_more_than_the_members_ends_the_run_before_it_allocates(terminal: Terminal, work: Path) -> None:
+    deployment("serving", {"quorum": 9})(work)
+    answer = terminal(work, HERE)
+    assert answer.code == 2
+    (line,) = answer.errors.splitlines()
+    assert line.startswith("ensemble run: ")
+    assert ": EnsembleDeployment tiny: spec.serving.quorum: 9 is more than the ensemble's " in line
+    assert "allocate" not in answer.output
 
 
 def test_a_stage_that_fails_gives_the_run_its_message(terminal: Terminal, work: Path) -> None:

@@ -16,10 +16,11 @@ from onnx import TensorProto, helper, numpy_helper
 from ensemble_core.api.common import Storage
 from ensemble_core.cli import main
 from ensemble_core.devices import cpu_device_type
+from ensemble_core.errors import UserError
 from ensemble_core.library.library import Library
 from ensemble_core.library.records import ModelRecord, Origin, Profile, Signature
 from ensemble_core.library.splits import LabelledIds, make_header
-from ensemble_core.library.store import open_store
+from ensemble_core.library.store import LocalStore, open_store
 from ensemble_core.metrics import metrics
 from ensemble_core.profiling import measure as measuring
 
@@ -118,6 +119,19 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(measuring, "measure", counted)
     return started
+
+
+def test_a_library_that_cannot_be_written_is_told_before_anything_is_measured(
+    workplace: Workplace, measured: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(store: LocalStore) -> None:
+        raise UserError(store.url, "cannot be written")
+
+    workplace.add_network("small", 8)
+    monkeypatch.setattr(LocalStore, "check_writable", refuse)
+    assert workplace.run("profile") == 2
+    assert measured == []
+    assert f"{workplace.library.store.url}: cannot be written" in capsys.readouterr().err
 
 
 def test_models_are_measured_once_and_then_selected_from(

@@ -15,11 +15,11 @@ from ensemble_core.allocation.optimise import allocated_elsewhere, stored_alloca
 from ensemble_core.allocation.pace import Pace
 from ensemble_core.allocation.plan import DeviceRow, Member, Plan, plan_of
 from ensemble_core.allocation.result import AllocationResult, SelectionOf, ServerVersion, Subject
-from ensemble_core.allocation.rows import device_rows
+from ensemble_core.allocation.rows import device_rows, memory_remarks
 from ensemble_core.allocation.speeds import Speeds
 from ensemble_core.api.documents import Documents
 from ensemble_core.api.ensembledeployment import EnsembleDeployment, EnsembleDeploymentSpec, Optimization
-from ensemble_core.api.ensembleselection import EnsembleSelection
+from ensemble_core.api.ensembleselection import BEST_SINGLE, EnsembleSelection
 from ensemble_core.api.options import check_option
 from ensemble_core.engines import DEFAULT, HALF, OTHERS, Engine, version_of, why_not
 from ensemble_core.errors import UserError
@@ -31,6 +31,8 @@ from ensemble_core.profiling.half import NO_INPUTS, judged_by
 from ensemble_core.profiling.measure import Device, MeasurementError, add_to_profile, lacking
 from ensemble_core.selection.result import MemberResult, SelectionResult
 from ensemble_core.selection.run import find_result, read_result
+
+Tell = Callable[[str], None]
 
 
 def overridden(deployment: EnsembleDeployment, budget: str | None, max_benchmarks: int | None) -> EnsembleDeployment:
@@ -93,8 +95,8 @@ def find_ensemble(documents: Documents, deployment: EnsembleDeployment, digest: 
     reference = deployment.spec.selection_ref
     selection = documents.selection(reference.name)
     result = _current(where, documents, selection) if digest is None else read_result(documents, selection, digest)
-    chosen = _chosen(where, result, reference.budget_name)
-    _check_quorum(where, deployment.spec.serving.quorum, len(chosen))
+    chosen = _chosen(_budget_field(where, documents, deployment), result, reference.budget_name)
+    check_quorum(where, deployment.spec.serving.quorum, len(chosen))
     storages = documents.source_storages(selection)
     opened = {index: Library.open(open_store(storages[index])) for index in {member.library for member in chosen}}
     libraries = tuple(opened[member.library] for member in chosen)
@@ -114,19 +116,27 @@ def find_ensemble(documents: Documents, deployment: EnsembleDeployment, digest: 
     )
 
 
-def subject_of(ensemble: Ensemble) -> Subject:
+def subject_of(ensemble: Ensemble, tell: Tell = lambda text: None) -> Subject:
     """What is allocated on this machine's devices; which engines run the members, `profiled` tells.
+
+    Args:
+        ensemble: The members.
+        tell: Called with what is doubtful about the devices.
 
     Raises:
         UserError: the machine has fewer GPUs or cores than the spec's devices.
         NoServerError: the server is not installed.
     """
     spec = ensemble.deployment.spec
+    machine = this_machine(spec.devices)
+    rows = device_rows(f"{ensemble.where}: spec.devices", spec.devices, machine)
+    for remark in memory_remarks(spec.devices, machine):
+        tell(remark)
     return Subject(
         deployment=ensemble.deployment,
         selection=ensemble.selection,
         members=ensemble.members,
-        devices=device_rows(f"{ensemble.where}: spec.devices", spec.devices, this_machine(spec.devices)),
+        devices=rows,
         server=server_version(engines_of(spec)),
         load=load_settings(ensemble.deployment),
     )
@@ -139,7 +149,6 @@ def engines_of(spec: EnsembleDeploymentSpec) -> tuple[Engine, ...]:
 
 
 Profiles = tuple[Mapping[str, Figures], ...]  # of each member, by type of device
-Tell = Callable[[str], None]
 
 
 def profiled(ensemble: Ensemble, tell: Tell = lambda text: None) -> tuple[Subject, Profiles]:
@@ -147,13 +156,14 @@ def profiled(ensemble: Ensemble, tell: Tell = lambda text: None) -> tuple[Subjec
 
     Args:
         ensemble: The members.
-        tell: Called with what is measured next, and with why an engine is not used for a member.
+        tell: Called with what is doubtful about the devices, with what is measured next, and with why an engine is not
+            used for a member.
 
     Raises:
         UserError: as of `subject_of`, or a member cannot be measured with ONNX Runtime.
         NoServerError: the server is not installed.
     """
-    subject = subject_of(ensemble)
+    subject = subject_of(ensemble, tell)
     for problem in _without_half(ensemble):
         tell(problem)
     first = {row.device_type: row for row in reversed(subject.devices)}
@@ -310,6 +320,7 @@ def _profile(ensemble: Ensemble, index: int, row: DeviceRow, engine: Engine, ver
     missing = lacking(stored, member.sha256, version, sizes, judged_by(library, engine))
     if stored is not None and not missing:
         return stored
+    library.store.check_writable()
     tell(f"measuring {member.model_id} on {row.device_type} with {engine}")
     device = Device(row.device_type, row.cores, None)
     if row.type == "gpu":
@@ -332,18 +343,26 @@ def _current(where: str, documents: Documents, selection: EnsembleSelection) -> 
     return result
 
 
+def _budget_field(where: str, documents: Documents, deployment: EnsembleDeployment) -> str:
+    """What named the budget: the document, or the option that overrides it."""
+    given = documents.deployment(deployment.metadata.name).spec.selection_ref.budget_name
+    named = deployment.spec.selection_ref.budget_name == given
+    return f"{where}: spec.selectionRef.budgetName" if named else "--budget"
+
+
 def _chosen(where: str, result: SelectionResult, name: str) -> tuple[MemberResult, ...]:
-    """Members of a budget's ensemble, or the best single model alone."""
-    where = f"{where}: spec.selectionRef.budgetName"
+    """Members of a budget's ensemble, or the best single model alone; `where` the name comes from."""
     if members := result.members(name):
         return members
     budget = result.budget(name)
     if budget is None:
-        raise UserError(where, f"{name} is none of the budgets {', '.join(budget.name for budget in result.budgets)}")
+        budgets = [*(budget.name for budget in result.budgets), BEST_SINGLE]
+        raise UserError(where, f"{name} is none of the budgets {', '.join(budgets)}")
     raise UserError(where, f"{name} has no ensemble: {budget.reason}")
 
 
-def _check_quorum(where: str, quorum: int | None, members: int) -> None:
+def check_quorum(where: str, quorum: int | None, members: int) -> None:
+    """UserError if an ensemble has fewer members than the quorum; `where` its deployment is."""
     if quorum is not None and quorum > members:
         raise UserError(f"{where}: spec.serving.quorum", f"{quorum} is more than the ensemble's {members} members")
 

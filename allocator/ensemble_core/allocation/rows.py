@@ -30,6 +30,23 @@ def device_rows(where: str, devices: Sequence[Device], machine: Machine) -> tupl
     return tuple(row.model_copy(update={"pinned": pinned}) for row in rows)
 
 
+def memory_remarks(devices: Sequence[Device], machine: Machine) -> list[str]:
+    """Where `memoryMiB` says more than there is: members may then run out of memory."""
+    remarks = []
+    asked = sum(device.count * (device.memory_mib or 0) for device in devices if device.type == "cpu")
+    if asked > machine.memory_mib:
+        remarks.append(_remark("groups of cores", asked, f"{machine.memory_mib:,.0f} MiB that are free"))
+    sizes = [device.memory_mib or 0 for device in devices if device.type == "gpu" for _ in range(device.count)]
+    for ordinal, (size, gpu) in enumerate(zip(sizes, machine.gpus, strict=False)):
+        if size > gpu.memory_mib:
+            remarks.append(_remark(f"gpu{ordinal}", size, f"{gpu.memory_mib:,.0f} MiB that it has"))
+    return remarks
+
+
+def _remark(name: str, asked: int, there: str) -> str:
+    return f"{name}: memoryMiB makes {asked:,} MiB, more than the {there}: members may run out of memory"
+
+
 def _gpu_rows(where: str, devices: Sequence[Device], machine: Machine) -> list[DeviceRow]:
     rows: list[DeviceRow] = []
     for index, device in enumerate(devices):

@@ -84,6 +84,7 @@ def _tell(report: Report, text: str) -> None:
 
 
 def _optimise(ensemble: Ensemble, subject: Subject, profiles: Profiles, report: Report) -> AllocationResult:
+    ensemble.results.store.check_writable()
     progress = Progress(report, benchmarks_at_most(subject), objective_of(subject))
     with Triton() as server:
         bench = Benchmarks(
@@ -109,7 +110,7 @@ class Progress:
         self._best = max(self._best, benchmark.throughput, key=lambda each: self._objective.score(each.measured()))
         best = in_short(self._best, self._objective)
         self._report.progress(stage="benchmarks", done=done, total=self._total, note=f"best so far {best}")
-        figure = with_spread(benchmark.throughput, self._objective)
+        figure = in_full(benchmark.throughput, self._objective)
         print(f"benchmark {done} of at most {self._total}: {figure}; best {best}", flush=True)
         for line in remarks(benchmark.throughput):
             print(f"  {line}", flush=True)
@@ -130,10 +131,14 @@ def remarks(throughput: Throughput) -> list[str]:
     return found
 
 
-def with_spread(throughput: Throughput, objective: Objective) -> str:
-    """Samples/s with half the range of what was measured of them, and the latency that the objective is about."""
-    speed = f"{throughput.samples_per_second:,.0f} samples/s ± {throughput.spread / 2:.1%}"
-    latency = in_milliseconds(throughput, objective)
+def with_spread(throughput: Throughput) -> str:
+    """Samples/s with half the range of what was measured of them."""
+    return f"{throughput.samples_per_second:,.0f} samples/s ± {throughput.spread / 2:.1%}"
+
+
+def in_full(throughput: Throughput, objective: Objective) -> str:
+    """Samples/s with their spread, and the latency that the objective is about."""
+    speed, latency = with_spread(throughput), in_milliseconds(throughput, objective)
     told = [latency, speed] if isinstance(objective, Latency) else [speed, latency]
     return ", ".join(filter(None, told))
 
@@ -152,7 +157,10 @@ def in_milliseconds(throughput: Throughput, objective: Objective) -> str:
     if objective.percentile is None or seconds is None:
         return ""
     number = f"{1000 * seconds:.3g}" if seconds < 1 else f"{1000 * seconds:,.0f}"
-    return f"p{objective.percentile} {number} ms"
+    told = f"p{objective.percentile} {number} ms"
+    if isinstance(objective, ThroughputWithin) and seconds > objective.seconds:
+        return f"{told}, over {1000 * objective.seconds:g} ms"
+    return told
 
 
 def gain(found: AllocationResult, objective: Objective) -> str:
@@ -165,9 +173,9 @@ def gain(found: AllocationResult, objective: Objective) -> str:
         return ""
     now, before = objective.latency(best.measured()), objective.latency(start.measured())
     if isinstance(objective, Latency) and now and before:
-        return f" ({in_percent(now, before)} from the start)"
+        return f" (p{objective.percentile} {in_percent(now, before)} from the start)"
     if isinstance(objective, ThroughputWithin) and before and before > objective.seconds:
-        return f" ({in_short(start, objective)} at the start)"
+        return f" (from {in_short(start, objective)})"
     return f" ({in_percent(best.samples_per_second, start.samples_per_second)} from the start)"
 
 
@@ -220,15 +228,28 @@ def table(found: AllocationResult, objective: Objective) -> list[str]:
         return f"  {head:<{width}}  " + "  ".join(f"{text:>{wide}}" for text, wide in zip(texts, widths, strict=True))
 
     best, count = found.throughput.samples_per_second, len(found.benchmarks)
-    measured = f"{with_spread(found.throughput, objective)} measured{gain(found, objective)}"
+    measured = f"{in_full(found.throughput, objective)} measured{gain(found, objective)}"
     bound = f", {best / found.bound:.0%} of the bound by profiles" if found.bound else ""
     return [
         f"allocation {found.name}, budget {found.selection.budget_name}: {measured}{bound}, "
         f"{count} {'matrix' if count == 1 else 'matrices'} benchmarked",
+        *_beyond(found),
         line("", names),
         *(line(device.name, row) for device, row in zip(found.devices, cells, strict=True)),
         *([f"  {ROUTING[candidate.routing]}"] if candidate.matrix.divided else []),
         *_other_engines(found),
+    ]
+
+
+def _beyond(found: AllocationResult) -> list[str]:
+    """What it means that more was measured than the profiles allow, beyond the noise."""
+    measured = found.throughput
+    if found.bound is None or measured.samples_per_second * (1 - measured.spread / 2) <= found.bound:
+        return []
+    folders = " and ".join(dict.fromkeys(f"profiles/{row.device_type}" for row in found.devices))
+    return [
+        "  more than the bound: when the members were profiled, the devices were slower than now; what is deleted of",
+        f"  {folders} in their libraries, `ensemble profile` measures anew, before `select` and `allocate`",
     ]
 
 

@@ -106,7 +106,8 @@ def table(result: SelectionResult) -> list[str]:
 def _line(budget: BudgetResult) -> str:
     if budget.heldout is None:
         return f"budget {budget.name}: no ensemble, because {budget.reason}"
+    count = len(budget.members)
     return (
-        f"budget {budget.name}: {len(budget.members)} members ({', '.join(m.model_id for m in budget.members)}), "
+        f"budget {budget.name}: {count} member{'s' * (count != 1)} ({', '.join(m.model_id for m in budget.members)}), "
         f"held-out cross-entropy {budget.heldout.cross_entropy:.4f}, error {100 * budget.heldout.error:.2f} %"
     )

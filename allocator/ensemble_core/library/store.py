@@ -30,6 +30,7 @@ from ensemble_core.errors import OutageError, UserError
 TEMPORARY = ".tmp-"
 LOCK = ".lock"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 LOCK_SECONDS = 60.0  # a lock is held for two small file operations
 _CREDENTIALS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_SESSION_TOKEN": "token"}
 _RELATIVE = re.compile(r"[A-Za-z0-9_][-A-Za-z0-9_.]*(/[A-Za-z0-9_][-A-Za-z0-9_.]*)*")
@@ -58,6 +59,9 @@ class Store(Protocol):
 
     def write(self, path: str, data: bytes) -> None:
         """Write or replace a file atomically and durably: readers see the old or the new content."""
+
+    def check_writable(self) -> None:
+        """UserError if files cannot be written here; to be asked before work whose result is to be stored."""
 
     def create(self, path: str, data: bytes) -> bool:
         """Write a file only if its name is free; True for exactly one of any number of concurrent callers."""
@@ -178,6 +182,17 @@ class LocalStore:
 
     def download(self, path: str, target: Path) -> None:
         shutil.copyfile(self.local(path), target)
+
+    def check_writable(self) -> None:
+        if not self.root.is_dir():
+            return  # who makes it will see
+        try:
+            file, temporary = _open_temporary(self.root / "any")
+            file.close()
+            temporary.unlink()
+        except OSError as error:
+            if error.errno in REFUSED:  # that there is no room may be over by then
+                raise UserError(self.url, f"cannot be written: {error.strerror}") from error
 
     def create(self, path: str, data: bytes) -> bool:
         place = self.local(path)
@@ -426,11 +441,14 @@ class S3Store:
         with self._reached():
             self._files.get_file(self._at(path), str(target))
 
-    def create(self, path: str, data: bytes) -> bool:
+    def check_writable(self) -> None:
         if self._creates is None:
             self._creates = self._can_create()
         if not self._creates:
             raise UserError(self.url, "the store ignores If-None-Match: it cannot create-if-absent")
+
+    def create(self, path: str, data: bytes) -> bool:
+        self.check_writable()
         return self._create(self._at(path), data)
 
     def _can_create(self) -> bool:

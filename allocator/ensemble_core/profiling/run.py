@@ -84,6 +84,7 @@ def run_profiling(
     total = len(models) * len(versions)
     problems: dict[Engine, list[str]] = {engine: [] for engine in versions}
     for done, task in enumerate(tasks, start=total - len(tasks)):
+        libraries[task.model.library].store.check_writable()
         progress(done, total, f"{task.model.record.id} {task.engine}" if compared else task.model.record.id)
         try:
             add_to_profile(libraries[task.model.library], task.model.record, device, task.engine, task.batch_sizes)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ensemble_core.allocation.prepare import load_allocation, overridden
+from ensemble_core.allocation.prepare import check_quorum, load_allocation, overridden
 from ensemble_core.allocation.result import AllocationResult
 from ensemble_core.api.documents import Documents
 from ensemble_core.api.ensembledeployment import EnsembleDeployment
@@ -98,6 +98,7 @@ class Run:
             StageFailed: A command failed.
             CommandError: The endpoint does not answer what the members' predictions give, or all budgets have the same
                 members.
+            UserError: The ensemble that is to be served has fewer members than the quorum.
         """
         self.workspace.output.mkdir(parents=True, exist_ok=True)
         replace_text(self.workspace.documents, dump(self.documents, self.workspace.output))
@@ -106,7 +107,7 @@ class Run:
         self._stage("select", "select", "--name", self.selection.metadata.name)
         result = find_result(self.documents, self.selection)
         assert result is not None
-        _check_deployed(result, self.deployment.spec.selection_ref.budget_name)
+        self._check_deployed(result)
         allocations = self._allocate(result)
         self._stage(
             "held-out samples", "dataset", "--name", self._search_name(), "--output", str(self.workspace.heldout)
@@ -142,6 +143,19 @@ class Run:
     def _search_name(self) -> str:
         """The search whose data set the libraries are of."""
         return next(iter(self.documents.source_searches(self.selection)))
+
+    def _check_deployed(self, result: SelectionResult) -> None:
+        """Refuse an ensemble that cannot be served, before any is allocated."""
+        name = self.deployment.spec.selection_ref.budget_name
+        members = result.members(name)
+        if not members:
+            budget = result.budget(name)
+            raise CommandError(
+                f"the budget {name}, which spec.selectionRef.budgetName deploys, has no ensemble: "
+                f"{budget.reason if budget else 'there is no such budget'}"
+            )
+        where = f"{self.documents.file}: EnsembleDeployment {self.deployment.metadata.name}"
+        check_quorum(where, self.deployment.spec.serving.quorum, len(members))
 
     def _allocate(self, result: SelectionResult) -> dict[str, AllocationResult]:
         """Allocate the best single model and each budget's ensemble, all under the deployment's settings."""
@@ -223,15 +237,6 @@ def replace_text(path: Path, text: str) -> None:
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     scratch.write_text(text)
     scratch.replace(path)
-
-
-def _check_deployed(result: SelectionResult, name: str) -> None:
-    if not result.members(name):
-        budget = result.budget(name)
-        raise CommandError(
-            f"the budget {name}, which spec.selectionRef.budgetName deploys, has no ensemble: "
-            f"{budget.reason if budget else 'there is no such budget'}"
-        )
 
 
 def _judge_answers(endpoint: Endpoint) -> None:

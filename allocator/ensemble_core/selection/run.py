@@ -71,6 +71,7 @@ def run_selection(
     known = None if output is None else _known(output, subject)
     if known is not None:
         return known, False
+    open_store(documents.result_storage(selection)).check_writable()
     true_class = subject.pool.true_class(subject.joined, lambda done, total: progress("predictions", done, total))
     progress("picks", 0, 1)
     picks = pick(subject.pool, true_class, selection)

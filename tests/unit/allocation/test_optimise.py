@@ -681,7 +681,8 @@ def test_what_was_measured_is_known_however_routing_was_asked_for(
 def test_the_table_tells_shares_and_routing(results: Any, make_subject: Callable[..., Subject]) -> None:
     subject = make_subject(algorithm="guided", maxBenchmarks=2, matrix=BOTH)
     found = allocate(results, routed(subject, "weights"), Machine())
-    told = found.model_copy(update={"shares": ((0.25, 0.5), (0.75, 0.5)), "matrix": ((8, 32), (8, 32))})
+    shares = ((0.25, 0.5), (0.75, 0.5))
+    told = found.model_copy(update={"shares": shares, "matrix": ((8, 32), (8, 32)), "bound": None})
     assert table(told, MostThroughput())[1:] == [
         "         m-0000    m-0001",
         "  cpu0  8 (25%)  32 (50%)",
@@ -702,8 +703,8 @@ SLOW, FAST = measured(400, 2, 10, 25), measured(300, 1.5, 5, 2000)
 LOAD = Load(1, 1, 24)
 ABOUT = (
     (MostThroughput(), SLOW, FAST, "300 samples/s ± 1.0% measured (-25% from the start)", "400 samples/s"),
-    (Latency(90, LOAD), SLOW, FAST, "p90 5 ms, 300 samples/s ± 1.0% measured (-50% from the start)", "p90 5 ms"),
-    (Latency(99, LOAD), FAST, SLOW, "p99 25 ms, 400 samples/s ± 1.0% measured (-99% from the start)", "p99 25 ms"),
+    (Latency(90, LOAD), SLOW, FAST, "p90 5 ms, 300 samples/s ± 1.0% measured (p90 -50% from the start)", "p90 5 ms"),
+    (Latency(99, LOAD), FAST, SLOW, "p99 25 ms, 400 samples/s ± 1.0% measured (p99 -99% from the start)", "p99 25 ms"),
     (
         ThroughputWithin(50, 0.01, (LOAD,)),
         FAST,
@@ -715,7 +716,7 @@ ABOUT = (
         ThroughputWithin(99, 0.1, (LOAD,)),
         FAST,
         SLOW,
-        "400 samples/s ± 1.0%, p99 25 ms measured (300 samples/s at p99 2,000 ms at the start)",
+        "400 samples/s ± 1.0%, p99 25 ms measured (from 300 samples/s at p99 2,000 ms, over 100 ms)",
         "400 samples/s at p99 25 ms",
     ),
     (Latency(90, LOAD), measured(0), SLOW, "p90 10 ms, 400 samples/s ± 1.0% measured", "p90 10 ms"),
@@ -744,6 +745,25 @@ def test_what_the_objective_is_about_is_told(
     assert report.note == f"best so far {best}"
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == f"benchmark 2 of at most 2: {told.partition(' measured')[0]}; best {best}"
+
+
+def test_what_is_above_the_bound_is_explained(results: Any, make_subject: Callable[..., Subject]) -> None:
+    found = allocate(results, make_subject(), Machine()).model_copy(
+        update={"throughput": measured(123), "bound": 100.0}
+    )
+    told = table(found, MostThroughput())
+    assert ", 123% of the bound by profiles, " in told[0]
+    assert told[1].startswith("  more than the bound: when the members were profiled, the devices were slower")
+    assert "profiles/cpu-test-1c in their libraries" in told[2]
+    for other in (found.model_copy(update={"bound": 122.5}), found.model_copy(update={"bound": None})):
+        assert "bound:" not in table(other, MostThroughput())[1]
+
+
+def test_a_single_matrix_is_one(results: Any, make_subject: Callable[..., Subject]) -> None:
+    found = allocate(results, make_subject(), Machine())
+    assert table(found, MostThroughput())[0].endswith(f" {len(found.benchmarks)} matrices benchmarked")
+    one = found.model_copy(update={"benchmarks": found.benchmarks[:1]})
+    assert table(one, MostThroughput())[0].endswith(" 1 matrix benchmarked")
 
 
 class FakeReport:

@@ -23,7 +23,7 @@ from ensemble_core.allocation.result import (
 )
 from ensemble_core.api.ensembledeployment import EnsembleDeployment, Serving
 from ensemble_core.api.ensembleselection import BEST_SINGLE
-from ensemble_core.commands import plan
+from ensemble_core.commands import allocate, plan
 from ensemble_core.commands.allocate import accuracies, summary
 from ensemble_core.engines import HALF
 from ensemble_core.errors import UserError
@@ -71,7 +71,8 @@ def on_this_machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ensemble]:
     """The ensemble of a subject, whose devices and server this machine has; its profiles are those given by engine."""
 
     def found(subject: Subject, **engines: tuple[float, float]) -> Ensemble:
-        monkeypatch.setattr(prepare, "this_machine", lambda devices: None)
+        machine = SimpleNamespace(memory_mib=1e6, gpus=())
+        monkeypatch.setattr(prepare, "this_machine", lambda devices: machine)
         monkeypatch.setattr(prepare, "device_rows", lambda where, devices, machine: subject.devices)
         monkeypatch.setattr(prepare, "server_version", lambda names: subject.server)
         monkeypatch.setattr(prepare, "load_settings", lambda deployment: subject.load)
@@ -187,6 +188,30 @@ def test_half_precision_needs_a_cpu_that_computes_so(
     told: list[str] = []
     profiled(ensemble, told.append)
     assert told == ["openvino-fp16 is not used: this CPU does not compute in FP16"]
+
+
+class ReadOnly:
+    """A store that cannot be written."""
+
+    def check_writable(self) -> None:
+        raise UserError("library", "cannot be written")
+
+
+def test_a_library_that_cannot_be_written_is_told_before_anything_is_measured(
+    make_subject: Callable[..., Subject], on_this_machine: Callable[..., Ensemble], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ensemble = on_this_machine(make_subject())
+    cast(Any, ensemble.libraries[0]).store = ReadOnly()
+    monkeypatch.setattr(prepare, "add_to_profile", None)
+    with pytest.raises(UserError, match="cannot be written"):
+        profiled(ensemble)
+    known = on_this_machine(make_subject(), onnxruntime=(2.0, 100.0), openvino=(1.0, 300.0))
+    cast(Any, known.libraries[0]).store = ReadOnly()
+    subject, profiles = profiled(known)
+    monkeypatch.setattr(allocate, "Triton", None)
+    results: Any = SimpleNamespace(store=ReadOnly())
+    with pytest.raises(UserError, match="cannot be written"):
+        allocate._optimise(replace(known, results=results), subject, profiles, cast(Any, None))
 
 
 def test_a_plan_names_the_device_types_that_there_are_profiles_of(

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ensemble_core.allocation.machine import Machine
-from ensemble_core.allocation.rows import device_rows, group_of
+from ensemble_core.allocation.rows import device_rows, group_of, memory_remarks
 from ensemble_core.api.ensembledeployment import Device
 from ensemble_core.devices import Gpu
 from ensemble_core.errors import UserError
@@ -40,6 +40,17 @@ def test_gpus_come_first_and_core_groups_are_disjoint() -> None:
 
 def test_memory_of_the_spec_wins_over_that_of_the_gpu() -> None:
     assert device_rows(WHERE, devices({"type": "gpu", "memoryMiB": 100}), MACHINE)[0].memory_mib == 100
+
+
+def test_more_memory_than_there_is_is_told() -> None:
+    cores = devices({"type": "cpu", "count": 2, "memoryMiB": 2000}, {"type": "cpu", "memoryMiB": 2001})
+    told = "groups of cores: memoryMiB makes 6,001 MiB, more than the 6,000 MiB that are free"
+    assert memory_remarks(cores, MACHINE) == [f"{told}: members may run out of memory"]
+    assert memory_remarks(devices({"type": "gpu", "count": 2, "memoryMiB": 16_001}), MACHINE) == [
+        "gpu0: memoryMiB makes 16,001 MiB, more than the 16,000 MiB that it has: members may run out of memory"
+    ]
+    enough = devices({"type": "cpu", "count": 3, "memoryMiB": 2000}, {"type": "gpu"}, {"type": "gpu", "count": 1})
+    assert memory_remarks(enough, MACHINE) == []
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ import os
 import random
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 from ensemble_core.api.common import PersistentVolumeClaimStorage, Storage
 from ensemble_core.errors import OutageError, UserError
 from ensemble_core.library import LocalStore, open_store, storage_at
+from ensemble_core.library import store as store_module
 
 _FORK = multiprocessing.get_context("fork")
 _SIZE = 300_000
@@ -75,6 +78,29 @@ def test_unfinished_writes_are_found_by_age(tmp_path: Path) -> None:
     store.delete("models/.tmp-old")
     assert os.listdir(tmp_path / "models") == [".tmp-young"]
     assert store.list("") == ()
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.EPERM])
+def test_a_library_that_cannot_be_written_is_named(tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "_open_temporary", failing(code))
+    with pytest.raises(UserError, match=f"cannot be written: {os.strerror(code)}") as refused:
+        LocalStore(tmp_path).check_writable()
+    assert refused.value.where == str(tmp_path)
+
+
+def test_whether_a_library_can_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    LocalStore(tmp_path).check_writable()
+    LocalStore(tmp_path / "missing").check_writable()
+    assert os.listdir(tmp_path) == []
+    monkeypatch.setattr(store_module, "_open_temporary", failing(errno.ENOSPC))
+    LocalStore(tmp_path).check_writable()  # there may be room again when something is to be stored
+
+
+def failing(code: int) -> Callable[[Path], Any]:
+    def fail(place: Path) -> Any:
+        raise OSError(code, os.strerror(code))
+
+    return fail
 
 
 def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

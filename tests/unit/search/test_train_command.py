@@ -14,6 +14,7 @@ import yaml
 
 from ensemble_core import cli
 from ensemble_core.api.hposearch import HPOSearchSpec
+from ensemble_core.errors import UserError
 from ensemble_core.library.library import Library
 from ensemble_core.library.store import LocalStore
 from ensemble_trainer.slots import _share, ray_address, shortage
@@ -45,6 +46,17 @@ def write_spec(folder: Path, **changes: Any) -> Path:
 def train(file: Path, capsys: pytest.CaptureFixture[str], *more: str) -> tuple[int, str]:
     code = cli.main(["train", "--spec", str(file), *more])
     return code, capsys.readouterr().err
+
+
+def test_a_library_that_cannot_be_written_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(store: LocalStore) -> None:
+        raise UserError(store.url, "cannot be written")
+
+    monkeypatch.setattr(LocalStore, "check_writable", refuse)
+    assert train(write_spec(tmp_path), capsys) == (2, f"ensemble train: {tmp_path}/library: cannot be written\n")
+    assert not (tmp_path / "library").exists()
 
 
 @pytest.mark.parametrize(

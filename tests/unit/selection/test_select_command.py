@@ -7,8 +7,11 @@ import pytest
 
 from ensemble_core.cli import main
 from ensemble_core.commands.select import summary
+from ensemble_core.errors import UserError
 from ensemble_core.library.records import Metrics
+from ensemble_core.library.store import LocalStore
 from ensemble_core.report import encode
+from ensemble_core.selection.pool import Pool
 from ensemble_core.selection.result import (
     BudgetResult,
     CostBasis,
@@ -41,6 +44,25 @@ def test_select_prints_reports_and_says_when_nothing_changed(
     assert (workspace.folder / f"a/selections/{content['result']['digest']}.json").exists()
     assert main(arguments) == 0
     assert "nothing has changed" in capsys.readouterr().out
+
+
+def test_a_library_that_cannot_be_written_is_told_before_the_selection(
+    workspace: Any, reference: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace.library("a", reference.pool(2, 60, 3, seed=2), {"m0": 0, "m1": 1})
+    workspace.documents(["a"], [{"name": "b", "parametersMillions": 9.0}])
+
+    def refuse(store: LocalStore) -> None:
+        raise UserError(store.url, "cannot be written")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStore, "check_writable", refuse)
+        patch.setattr(Pool, "true_class", None)
+        assert main(["select", "--spec", str(workspace.file)]) == 2
+        assert capsys.readouterr().err == f"ensemble select: {workspace.folder / 'a'}: cannot be written\n"
+    assert main(["select", "--spec", str(workspace.file)]) == 0
+    monkeypatch.setattr(LocalStore, "check_writable", refuse)
+    assert main(["select", "--spec", str(workspace.file)]) == 0  # nothing is to be written
 
 
 def test_select_refuses_what_was_not_profiled(

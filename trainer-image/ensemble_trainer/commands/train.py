@@ -86,6 +86,7 @@ def open_search(document: HPOSearch, local: bool) -> tuple[Search, float | None]
     """
     name, spec = document.metadata.name, document.spec
     space, dataset, store = checked(document, local)
+    store.check_writable()
     library = Library.create(store, dataset.header(), dataset.labels())
     began = remember(library, name, spec)
     if library.inputs() is None:
