@@ -46,7 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
         content, averaging = rendered.prepare(folder, sorted(os.sched_getaffinity(0)), in_pod())
         sharedmemory.sweep_dead()  # of a server that was here before
         # The process stays the same, so the prefix names its owner.
-        server = installation.command(folder, arguments.address, ports, sharedmemory.new_prefix(), key)
+        prefix = sharedmemory.new_prefix()
+        server = installation.command(folder, arguments.address, ports, prefix, key, installation.CONTROLLED)
         command = [sys.executable, "-IS", launch.__file__, "-", *server]
         environment = installation.environment()
     except ServingError as error:

@@ -27,9 +27,10 @@ OURS = ("averaging", "member")
 STUB = "triton_python_backend_stub"
 # Which averaging backend is taken: `native`, `python`, or the native one if it can be had here.
 CHOICE = "ENSEMBLE_AVERAGING"
-# The header that opens what only the agent may use; gRPC has it with a prefix of Triton's.
+# The header that opens what is closed to others; gRPC has it with a prefix of Triton's.
 CONTROL_HEADER = "ensemble-control"
 CONTROLLED = "model-repository,shared-memory,trace,logging"
+LOCALLY_CONTROLLED = "model-repository,trace,logging"  # on one machine, clients send samples through shared memory
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, **find().variables, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
-def command(folder: Path, address: str, ports: Ports, prefix: str, key: str | None = None) -> list[str]:
+def command(folder: Path, address: str, ports: Ports, prefix: str, key: str, controlled: str) -> list[str]:
     """The server's command line.
 
     Args:
@@ -157,10 +158,13 @@ def command(folder: Path, address: str, ports: Ports, prefix: str, key: str | No
         address: What the endpoints listen on.
         ports: Of the endpoints.
         prefix: Begins the names of the server's shared memory, is its own, and is told as its name.
-        key: Only requests with it in the header `ensemble-control` may load and unload models, register shared memory,
-            or change traces and logs; everybody may without a key.
+        key: Only requests with it in the header `ensemble-control` may use what is controlled.
+        controlled: Triton's names of what is closed to others, `CONTROLLED` or `LOCALLY_CONTROLLED`.
     """
+    rule = f"{controlled}:{CONTROL_HEADER}={key}"
     options = {
+        "http-restricted-api": rule,
+        "grpc-restricted-protocol": rule,
         "model-repository": folder / "models",
         "backend-directory": folder / "backends",
         "model-control-mode": "explicit",
@@ -171,9 +175,6 @@ def command(folder: Path, address: str, ports: Ports, prefix: str, key: str | No
         **{f"{field.name}-address": address for field in fields(ports)},
         **{f"{field.name}-port": getattr(ports, field.name) for field in fields(ports)},
     }
-    if key is not None:
-        rule = f"{CONTROLLED}:{CONTROL_HEADER}={key}"
-        options |= {"http-restricted-api": rule, "grpc-restricted-protocol": rule}
     python = {"shm-region-prefix-name": prefix, "shm-default-byte-size": 1 << 20, "stub-timeout-seconds": 300}
     return [
         str(find().folder / "bin" / "tritonserver"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -16,7 +17,7 @@ from threading import Event
 from ensemble_core.serving import installation, launch, processes, sharedmemory
 from ensemble_core.serving.control import Control
 from ensemble_core.serving.errors import ServingError
-from ensemble_core.serving.installation import Ports
+from ensemble_core.serving.installation import CONTROL_HEADER, Ports
 from ensemble_core.serving.waiting import Check, DeadProcesses
 
 START_SECONDS, LOAD_SECONDS, STOP_SECONDS = 60.0, 300.0, 15.0
@@ -29,7 +30,8 @@ class ServerProcess:
     """A tritonserver on the models of a folder, which can be started again after it has ended.
 
     It leads a process group with its Python models, which ends with it. The kernel kills it when the thread that
-    started it ends. That thread starts and ends it; any thread may ask about it.
+    started it ends. That thread starts and ends it; any thread may ask about it. Who has not its key, which is random,
+    can neither load nor unload models, nor change traces and logs.
 
     Args:
         folder: Holds `models/` and `backends/`; the log is written there.
@@ -41,12 +43,12 @@ class ServerProcess:
     def __init__(self, folder: Path, address: str, wanted: Ports, stopping: Event) -> None:
         self.ports = wanted
         self._folder, self._address, self._stopping = folder, address, stopping
-        self._prefix = sharedmemory.new_prefix()
+        self._prefix, self._key = sharedmemory.new_prefix(), secrets.token_hex(32)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def control(self) -> Control:
-        return Control(self._address, self.ports.http, LOAD_SECONDS)
+        return Control(self._address, self.ports.http, LOAD_SECONDS, {CONTROL_HEADER: self._key})
 
     @property
     def pid(self) -> int | None:
@@ -122,7 +124,9 @@ class ServerProcess:
         return "\n".join([*lines][-COMPLAINTS:])
 
     def _start(self) -> None:
-        arguments = installation.command(self._folder, self._address, self.ports, self._prefix)
+        arguments = installation.command(
+            self._folder, self._address, self.ports, self._prefix, self._key, installation.LOCALLY_CONTROLLED
+        )
         with open(self._folder / "server.log", "ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-IS", launch.__file__, str(os.getpid()), *arguments],

@@ -23,7 +23,7 @@ from ensemble_core.serving.process import STOP_SECONDS, ServerProcess
 from ensemble_core.serving.states import ModelState, State, worker_states
 from ensemble_core.serving.waiting import ask_all
 
-LOOK_SECONDS = 0.25
+LOOK_SECONDS, MODELS_SECONDS = 0.25, 2.0  # between two looks at processes, and at what is loaded
 FIRST_SECONDS = 30.0  # that the first answer may take longer than others
 LATE = "no answer within"  # what the front model says of members
 RESTARTS, RESTART_WINDOW = 5, 60.0  # more deaths within so many seconds, and it is given up
@@ -34,13 +34,14 @@ class TritonServer:
     """A context in which `tritonserver` runs, with the models of the last plan applied.
 
     A thread watches it: a server that dies is started again with the same ports and models, a Python model whose
-    process dies is loaded again. If that is the front model, or one that is just being loaded, the server is killed and
-    started again, for it would never answer who waits for that process. All its processes are gone when the context is
-    left, and also when this process is killed. ServingError if it does not start.
+    process dies is loaded again, and so is one that is not loaded for any other reason. If the process is that of the
+    front model, or of one that is just being loaded, the server is killed and started again, for it would never answer
+    who waits for that process. All its processes are gone when the context is left, and also when this process is
+    killed. ServingError if it does not start.
 
     Args:
         ports: Of the endpoints; 0 means a free one, `server.ports` tells which.
-        address: What the endpoints listen on. The repository API is among them: anything but loopback trusts the net.
+        address: What the endpoints listen on.
     """
 
     def __init__(self, ports: Ports = ANY, address: str = "127.0.0.1") -> None:
@@ -61,6 +62,8 @@ class TritonServer:
         self._stubs: dict[str, int] = {}
         self._failure: ServingError | None = None
         self._trouble = ""  # why the last repair failed, until one succeeds
+        self._lost: frozenset[str] = frozenset()  # models that were told to be gone, until all are loaded
+        self._looked = 0.0  # when it was last seen what is loaded
 
     def __enter__(self) -> Self:
         try:
@@ -188,7 +191,7 @@ class TritonServer:
         check = self._process.watch(plan.models.union(self._stubs))
         self._process.control.load_all(self._missing(plan), plan.name, check)
         ask_all({plan.name: partial(_ask_first, self.url, plan)}, check)
-        self._stubs, self._trouble = self._process.stubs(plan.models), ""
+        self._stubs, self._trouble, self._lost = self._process.stubs(plan.models), "", frozenset()
 
     def _missing(self, plan: Plan) -> list[str]:
         """Models that are not loaded as the plan says.
@@ -234,11 +237,23 @@ class TritonServer:
             self.incidents.append(f"the server {processes.ending(ended)}")
             self._restart()
         elif self._dead():
-            with self._lock:
-                try:
-                    self._repair(self._dead())  # now, for who held the lock may have replaced them
-                except ServingError as error:  # what goes wrong now is seen by the next look
-                    self._trouble = str(error)
+            with self._lock, self._noting_trouble():
+                self._repair(self._dead())  # now, for who held the lock may have replaced them
+        elif time.monotonic() - self._looked >= MODELS_SECONDS and self._lock.acquire(blocking=False):
+            try:
+                self._looked = time.monotonic()
+                with self._noting_trouble():
+                    self._load_what_is_gone()
+            finally:
+                self._lock.release()
+
+    @contextlib.contextmanager
+    def _noting_trouble(self) -> Iterator[None]:
+        """What goes wrong in a repair is seen by the next look."""
+        try:
+            yield
+        except ServingError as error:
+            self._trouble = str(error)
 
     def _dead(self) -> dict[str, int]:
         """Models whose process is dead, and how it ended."""
@@ -274,6 +289,19 @@ class TritonServer:
                 self.revivals.append(model)
                 self._process.control.unload(model)
             self._load(self._plan)
+
+    def _load_what_is_gone(self) -> None:
+        """Load models that are not loaded, whoever unloaded them; each is told once."""
+        if self._plan is None:
+            return
+        states = self._process.control.states()
+        gone = frozenset(model for model in self._plan.models if states.get(model) != READY)
+        said = "it is not loaded any more, and is loaded again"
+        self.incidents += [f"{model}: {said}" for model in sorted(gone - self._lost)]
+        self._lost = gone
+        if gone:
+            with self._killed_if_stuck():
+                self._load(self._plan)
 
 
 def _ask_first(url: str, plan: Plan) -> None:

@@ -17,15 +17,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.support.broken import no_process_starts
+from tritonclient.utils import InferenceServerException
 
 from ensemble_core.allocation.plan import Answering, Worker
 from ensemble_core.serving import installation, processes
-from ensemble_core.serving.client import ask, predict
-from ensemble_core.serving.errors import ServingError, StuckError
-from ensemble_core.serving.installation import CHOICE, Ports
+from ensemble_core.serving.client import ask, connect, predict
+from ensemble_core.serving.control import Control
+from ensemble_core.serving.errors import LoadError, ServingError, StuckError
+from ensemble_core.serving.installation import CHOICE, CONTROL_HEADER, Ports
 from ensemble_core.serving.load import measure
 from ensemble_core.serving.server import TritonServer
-from ensemble_core.serving.sharedmemory import FOLDER
+from ensemble_core.serving.sharedmemory import FOLDER, Region
 
 SECONDS = 90  # for anything to happen
 
@@ -97,6 +99,34 @@ def test_a_member_that_is_killed_is_loaded_again(server, plan, ensemble):
     assert processes.alive(server.stub(model))
     assert server.incidents[-1] == f"{model}: its process was killed by signal 9"
     assert len(server.restarts) == restarts
+
+
+@pytest.mark.parametrize("server", ["native"], indirect=True)  # the front model is no process, which would be missed
+def test_a_model_that_is_unloaded_is_loaded_again_and_that_is_told(server, plan, ensemble):
+    incidents, restarts = len(server.incidents), len(server.restarts)
+    server._process.control.unload(plan.name)
+    answered_again(server, plan, ensemble)
+    assert server.incidents[incidents:] == [f"{plan.name}: it is not loaded any more, and is loaded again"]
+    assert len(server.restarts) == restarts
+
+
+@pytest.mark.parametrize("header", [{}, {CONTROL_HEADER: "guessed"}])
+def test_who_has_not_the_key_unloads_nothing_and_may_ask(server, plan, ensemble, header):
+    stranger = Control(server.address, server.ports.http, SECONDS, header)
+    with pytest.raises(LoadError, match="front: unload: This API is restricted"):
+        stranger.unload(plan.name)
+    with pytest.raises(ServingError, match="This API is restricted"):
+        stranger.index()
+    assert stranger.ready()
+    assert stranger.config(plan.name)["name"] == plan.name
+    with connect(server.url) as client:
+        with pytest.raises(InferenceServerException, match="restricted"):
+            client.unload_model(plan.name, {f"triton-grpc-protocol-{name}": key for name, key in header.items()})
+        assert client.get_inference_statistics(plan.name).model_stats[0].name == plan.name
+        with Region(64) as region:  # how clients on this machine send samples
+            client.register_system_shared_memory(region.name, f"/{region.name}", region.size)
+            client.unregister_system_shared_memory(region.name)
+    answered_again(server, plan, ensemble)
 
 
 @pytest.mark.parametrize("server", ["python"], indirect=True)  # where the front model is a process

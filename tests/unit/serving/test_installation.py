@@ -38,7 +38,8 @@ def test_that_of_an_image_comes_first_with_its_native_backend(image: Path, tmp_p
     assert "in Python" in installation.prepare_backends(folder)
     assert {path.name for path in folder.iterdir()} == {"python", "onnxruntime", "averaging", "member"}
     assert (folder / "onnxruntime" / "libtriton.so").is_file()
-    assert installation.command(folder, "0.0.0.0", PORTS, "p")[0] == str(image / "bin" / "tritonserver")
+    command = installation.command(folder, "0.0.0.0", PORTS, "p", "key", installation.CONTROLLED)
+    assert command[0] == str(image / "bin" / "tritonserver")
 
 
 def test_the_version_of_an_image_may_be_in_its_environment(image: Path, monkeypatch):
@@ -46,12 +47,17 @@ def test_the_version_of_an_image_may_be_in_its_environment(image: Path, monkeypa
     assert installation.find().version == "2.60.0"
 
 
-def test_with_a_key_the_repository_and_its_like_are_closed(tmp_path: Path):
-    rule = "model-repository,shared-memory,trace,logging:ensemble-control=secret"
-    closed = installation.command(tmp_path, "0.0.0.0", PORTS, "p", "secret")
-    assert f"--http-restricted-api={rule}" in closed
-    assert f"--grpc-restricted-protocol={rule}" in closed
-    assert not any("restricted" in option for option in installation.command(tmp_path, "127.0.0.1", PORTS, "p"))
+@pytest.mark.parametrize(
+    ("controlled", "names"),
+    [
+        (installation.CONTROLLED, "model-repository,shared-memory,trace,logging"),
+        (installation.LOCALLY_CONTROLLED, "model-repository,trace,logging"),
+    ],
+)
+def test_the_repository_and_its_like_are_closed(tmp_path: Path, controlled: str, names: str):
+    closed = installation.command(tmp_path, "0.0.0.0", PORTS, "p", "secret", controlled)
+    assert f"--http-restricted-api={names}:ensemble-control=secret" in closed
+    assert f"--grpc-restricted-protocol={names}:ensemble-control=secret" in closed
 
 
 @pytest.fixture
