@@ -70,11 +70,14 @@ class Control:
 
     def load(self, model: str) -> None:
         """Load a model, or load it again if its files have changed; LoadError with Triton's reason."""
-        self._post(model, "load")
+        self._post(model, "load", self._seconds)
 
-    def unload(self, model: str) -> None:
-        """Unload a model; what it is working on is answered before, or never if its process is dead."""
-        self._post(model, "unload")
+    def unload(self, model: str, seconds: float | None = None) -> None:
+        """Unload a model; what it is working on is answered before, or never if its process is dead.
+
+        StuckError if that takes longer than `seconds`, or else than this object's.
+        """
+        self._post(model, "unload", seconds or self._seconds)
 
     def _healthy(self, state: str) -> bool:
         try:
@@ -91,11 +94,11 @@ class Control:
             raise ServingError(f"{path}: the server does not answer: {lost}") from lost
         raise ServingError(f"{path}: {_message(body)}")
 
-    def _post(self, model: str, verb: str) -> None:
+    def _post(self, model: str, verb: str, seconds: float) -> None:
         try:
-            status, body = self._ask("POST", f"/v2/repository/models/{quote(model)}/{verb}", self._seconds)
+            status, body = self._ask("POST", f"/v2/repository/models/{quote(model)}/{verb}", seconds)
         except TimeoutError as late:
-            raise StuckError(f"{model}: {verb} takes longer than {self._seconds:g} s") from late
+            raise StuckError(f"{model}: {verb} takes longer than {seconds:g} s") from late
         except (OSError, http.client.HTTPException) as lost:
             raise ServingError(f"{model}: {verb}: the server is gone: {lost}") from lost
         if status != http.client.OK:

@@ -24,6 +24,7 @@ from ensemble_core.serving.states import ModelState, State, worker_states
 from ensemble_core.serving.waiting import ask_all
 
 LOOK_SECONDS, MODELS_SECONDS = 0.25, 2.0  # between two looks at processes, and at what is loaded
+DRAIN_SECONDS, LOCK_SECONDS = 5.0, 1.0  # at the end: for what is in flight, and for who changes models
 FIRST_SECONDS = 30.0  # that the first answer may take longer than others
 LATE = "no answer within"  # what the front model says of members
 RESTARTS, RESTART_WINDOW = 5, 60.0  # more deaths within so many seconds, and it is given up
@@ -83,7 +84,8 @@ class TritonServer:
         self.stop()
 
     def stop(self) -> None:
-        """End the server and its processes and remove its files and shared memory."""
+        """Answer what is in flight, end the server and its processes, and remove its files and shared memory."""
+        self._drain()
         self._stopping.set()
         self._process.signal_end()
         if self._thread.is_alive():
@@ -91,6 +93,19 @@ class TritonServer:
             self._process.kill()
             self._thread.join(STOP_SECONDS)
         self._temporary.cleanup()
+
+    def _drain(self) -> None:
+        """Unload the front model before its members: what it was asked is answered, within some seconds."""
+        if not self._lock.acquire(timeout=LOCK_SECONDS):  # something is being loaded
+            return
+        try:
+            plan, self._plan, self._stubs = self._plan, None, {}  # so that it is not loaded again
+            if plan is not None and self._process.ended() is None:
+                with contextlib.suppress(ServingError):
+                    self._process.control.unload(plan.name, DRAIN_SECONDS)
+                    self._wait_while_unloading(frozenset({plan.name}), DRAIN_SECONDS)
+        finally:
+            self._lock.release()
 
     @property
     def ports(self) -> Ports:
@@ -165,15 +180,17 @@ class TritonServer:
             with self._killed_if_stuck():
                 for model in before:
                     self._process.control.unload(model)
-                deadline = time.monotonic() + STOP_SECONDS
-                while self._unloading(before) and time.monotonic() < deadline:
-                    time.sleep(0.05)
+                self._wait_while_unloading(before, STOP_SECONDS)
                 for model in before:  # Triton tells nothing of a model whose folder is gone
                     repository.forget(model, self._models)
 
-    def _unloading(self, models: frozenset[str]) -> bool:
-        """Whether some of the models, which were to be unloaded, still hold something."""
-        return UNLOADING in self._process.control.states().values() or bool(self._process.stubs(models))
+    def _wait_while_unloading(self, models: frozenset[str], seconds: float) -> None:
+        """Wait, but not longer, while some of the models, which were to be unloaded, work or hold something."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if UNLOADING not in self._process.control.states().values() and not self._process.stubs(models):
+                return
+            time.sleep(0.05)
 
     @contextlib.contextmanager
     def _killed_if_stuck(self) -> Iterator[None]:

@@ -21,6 +21,7 @@ from tritonclient.utils import InferenceServerException
 
 from ensemble_core.allocation.plan import Answering, Worker
 from ensemble_core.serving import installation, processes
+from ensemble_core.serving import server as module
 from ensemble_core.serving.client import ask, connect, predict
 from ensemble_core.serving.control import Control
 from ensemble_core.serving.errors import LoadError, ServingError, StuckError
@@ -287,6 +288,24 @@ def test_nothing_is_left_when_the_server_is_stopped(plan, monkeypatch):
         assert len(pids) == 1 + len(plan.workers) + 1
     assert not any(processes.alive(pid) for pid in pids)
     assert [name for name in shared_memory_of(os.getpid()) if name.startswith(prefix)] == []
+
+
+@pytest.mark.parametrize("averaging", ["native", "python"])
+def test_what_is_in_flight_is_answered_when_the_server_is_stopped(plan, ensemble, averaging, monkeypatch):
+    monkeypatch.setenv(CHOICE, averaging)
+    monkeypatch.setattr(module, "DRAIN_SECONDS", SECONDS)
+    slow = ensemble.samples(200)
+    slow[:, 0] = 101
+    with ThreadPoolExecutor(2) as pool:
+        with TritonServer() as server:
+            server.apply(plan)
+            before = computed(server)
+            asked = [pool.submit(ask, server.url, plan.name, slow) for _ in range(2)]
+            wait_until(lambda: computed(server) > before + 0.1, "no work")
+            assert not any(each.done() for each in asked)
+        for each in asked:
+            np.testing.assert_allclose(each.result(SECONDS), ensemble.expected(slow), atol=1e-6)
+    assert server.incidents == []
 
 
 @pytest.mark.parametrize("when", ["loading", "loaded"])
