@@ -22,6 +22,7 @@ import time
 
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None, use_errno=True)
+STUCK = "A model's process died, and the server waits for it: the server is ended."
 LOOK_SECONDS, UNREAPED_SECONDS = 2.0, 10.0  # longer than whoever looks after the server's models takes to reload one
 
 
@@ -48,7 +49,7 @@ def guard(leader: int) -> None:
         if signal.sigtimedwait(told, LOOK_SECONDS) is None:
             since = {pid: since.get(pid, time.monotonic()) for pid in dead_children(leader)}
             if any(time.monotonic() - moment >= UNREAPED_SECONDS for moment in since.values()):
-                print("A model's process died, and the server waits for it: the server is ended.", file=sys.stderr)
+                print(STUCK, file=sys.stderr, flush=True)
                 os.kill(leader, signal.SIGKILL)
     with contextlib.suppress(ProcessLookupError):  # nothing is left
         os.killpg(leader, signal.SIGKILL)

@@ -45,6 +45,7 @@ class ServerProcess:
         self._folder, self._address, self._stopping = folder, address, stopping
         self._prefix, self._key = sharedmemory.new_prefix(), secrets.token_hex(32)
         self._process: subprocess.Popen[bytes] | None = None
+        self._begin = 0  # of what it prints, in the log
 
     @property
     def control(self) -> Control:
@@ -112,6 +113,11 @@ class ServerProcess:
         log = self._folder / "server.log"
         return "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:]) if log.exists() else ""
 
+    def log_since_start(self) -> str:
+        """All that it has printed since it was last started."""
+        log = self._folder / "server.log"
+        return log.read_bytes()[self._begin :].decode(errors="replace") if log.exists() else ""
+
     def log_size(self) -> int:
         """Bytes that it has printed so far."""
         log = self._folder / "server.log"
@@ -127,6 +133,7 @@ class ServerProcess:
         arguments = installation.command(
             self._folder, self._address, self.ports, self._prefix, self._key, installation.LOCALLY_CONTROLLED
         )
+        self._begin = self.log_size()
         with open(self._folder / "server.log", "ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-IS", launch.__file__, str(os.getpid()), *arguments],

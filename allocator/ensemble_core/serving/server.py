@@ -14,7 +14,7 @@ from typing import Self
 import numpy as np
 
 from ensemble_core.allocation.plan import Plan
-from ensemble_core.serving import installation, processes, repository, sharedmemory
+from ensemble_core.serving import installation, launch, processes, repository, sharedmemory
 from ensemble_core.serving.client import ask
 from ensemble_core.serving.control import READY, UNLOADING
 from ensemble_core.serving.errors import ServingError, StuckError
@@ -27,6 +27,13 @@ LOOK_SECONDS, MODELS_SECONDS = 0.25, 2.0  # between two looks at processes, and 
 DRAIN_SECONDS, LOCK_SECONDS = 5.0, 1.0  # at the end: for what is in flight, and for who changes models
 FIRST_SECONDS = 30.0  # that the first answer may take longer than others
 LATE = "no answer within"  # what the front model says of members
+REVIVE_SECONDS = 6.0  # for Triton to let go of a dead process that has no call; a call that fails takes it a second
+AGAIN = "the server is ended, and started again"
+# Why a server ended, by what is in its log.
+REASONS = {
+    launch.STUCK: "a model's process had died, and it waited for that process with a load or a call",
+    "boost::interprocess::lock_exception": "a model's process had died or stood still in a call",
+}
 RESTARTS, RESTART_WINDOW = 5, 60.0  # more deaths within so many seconds, and it is given up
 ANY = Ports()
 
@@ -64,6 +71,7 @@ class TritonServer:
         self._failure: ServingError | None = None
         self._trouble = ""  # why the last repair failed, until one succeeds
         self._lost: frozenset[str] = frozenset()  # models that were told to be gone, until all are loaded
+        self._killed = False  # by this, which was told
         self._looked = 0.0  # when it was last seen what is loaded
 
     def __enter__(self) -> Self:
@@ -103,7 +111,7 @@ class TritonServer:
             if plan is not None and self._process.ended() is None:
                 with contextlib.suppress(ServingError):
                     self._process.control.unload(plan.name, DRAIN_SECONDS)
-                    self._wait_while_unloading(frozenset({plan.name}), DRAIN_SECONDS)
+                    self._unloaded_within(frozenset({plan.name}), DRAIN_SECONDS)
         finally:
             self._lock.release()
 
@@ -180,17 +188,18 @@ class TritonServer:
             with self._killed_if_stuck():
                 for model in before:
                     self._process.control.unload(model)
-                self._wait_while_unloading(before, STOP_SECONDS)
+                self._unloaded_within(before, STOP_SECONDS)
                 for model in before:  # Triton tells nothing of a model whose folder is gone
                     repository.forget(model, self._models)
 
-    def _wait_while_unloading(self, models: frozenset[str], seconds: float) -> None:
+    def _unloaded_within(self, models: frozenset[str], seconds: float) -> bool:
         """Wait, but not longer, while some of the models, which were to be unloaded, work or hold something."""
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            if UNLOADING not in self._process.control.states().values() and not self._process.stubs(models):
-                return
+        while UNLOADING in self._process.control.states().values() or self._process.stubs(models):
+            if time.monotonic() >= deadline:
+                return False
             time.sleep(0.05)
+        return True
 
     @contextlib.contextmanager
     def _killed_if_stuck(self) -> Iterator[None]:
@@ -199,8 +208,14 @@ class TritonServer:
         try:
             yield
         except StuckError as error:
-            self._process.kill()
+            self._kill(str(error))
             raise StuckError("\n".join([str(error), self._process.complaints(said)]).strip()) from error
+
+    def _kill(self, why: str) -> None:
+        """End a server that will never answer again; the supervisor starts it anew."""
+        self.incidents.append(f"{why}: {AGAIN}")
+        self._killed = True
+        self._process.kill()
 
     def _load(self, plan: Plan) -> None:
         """Load what differs from what is loaded; all of it is there when the front model answers."""
@@ -251,7 +266,8 @@ class TritonServer:
     def _look(self) -> None:
         """Repair what has died since the last look."""
         if (ended := self._process.ended()) is not None:
-            self.incidents.append(f"the server {processes.ending(ended)}")
+            if not self._killed:
+                self.incidents.append(how_it_ended(ended, self._process.log_since_start()))
             self._restart()
         elif self._dead():
             with self._lock, self._noting_trouble():
@@ -279,7 +295,7 @@ class TritonServer:
 
     def _restart(self) -> None:
         with self._lock:
-            now = time.monotonic()
+            now, self._killed = time.monotonic(), False
             self.restarts.append(now)
             if len([moment for moment in self.restarts if now - moment < RESTART_WINDOW]) > RESTARTS:
                 raise ServingError(f"the server died {RESTARTS + 1} times in {RESTART_WINDOW:g} s\n{self.log_tail()}")
@@ -299,13 +315,18 @@ class TritonServer:
         if not dead or self._plan is None:
             return
         if self._plan.name in dead:
-            self._process.kill()  # what the front model was asked, nobody else can answer
+            self._kill(f"{self._plan.name}: nobody else can answer what it was asked")
             return self._restart()
         with self._killed_if_stuck():
             for model in dead:
                 self.revivals.append(model)
-                self._process.control.unload(model)
+                self._unload_dead(model)
             self._load(self._plan)
+
+    def _unload_dead(self, model: str) -> None:
+        self._process.control.unload(model)
+        if not self._unloaded_within(frozenset({model}), REVIVE_SECONDS):
+            raise StuckError(f"{model}: Triton waits for its dead process, which had a call")
 
     def _load_what_is_gone(self) -> None:
         """Load models that are not loaded, whoever unloaded them; each is told once."""
@@ -319,6 +340,12 @@ class TritonServer:
         if gone:
             with self._killed_if_stuck():
                 self._load(self._plan)
+
+
+def how_it_ended(code: int, log: str) -> str:
+    """What is told of a server that ended by itself, or by its guard (pure)."""
+    reasons = "".join(f": {reason}" for text, reason in REASONS.items() if text in log)
+    return f"the server {processes.ending(code)}{reasons}; it is started again"
 
 
 def _ask_first(url: str, plan: Plan) -> None:

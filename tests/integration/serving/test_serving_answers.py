@@ -264,9 +264,7 @@ def test_a_new_plan_is_switched_to_while_clients_are_answered(server, plan, ense
         for each in running:
             each.result()
     assert max(answered) < CLOSE
-    with connect(server.url) as client_:
-        index = client_.get_model_repository_index(as_json=True)
-    ready = {model["name"] for model in index["models"] if model.get("state") == "READY"}
+    ready = {model for model, state in server._process.control.states().items() if state == "READY"}
     assert ready == {plan.name, *(plan.model_name(worker) for worker in plan.workers)}
 
 

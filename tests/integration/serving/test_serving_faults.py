@@ -102,6 +102,30 @@ def test_a_member_that_is_killed_is_loaded_again(server, plan, ensemble):
     assert len(server.restarts) == restarts
 
 
+def test_a_member_that_is_killed_in_a_call_ends_the_server_which_is_told_with_the_reason(ensemble):
+    """Triton waits for its answer for ever, unless it ends by itself."""
+    plan = ensemble.plan(
+        (0, 0, 8), (0, 1, 8), (1, 1, 8), (2, 0, 8), answering=Answering(quorum=2, deadline_seconds=600)
+    )
+    slow, model = ensemble.samples(100), "m-0--cpu0--b8"
+    slow[:] = 190
+    with TritonServer() as server, ThreadPoolExecutor(1) as pool:
+        server.apply(plan)
+        before = processes.process(server.stub(model)).cpu_seconds
+        asked = pool.submit(ask, server.url, plan.name, slow)
+        wait_until(lambda: processes.process(server.stub(model)).cpu_seconds > before + 0.1, "no work")
+        os.kill(server.stub(model), signal.SIGKILL)
+        with pytest.raises(ServingError):
+            asked.result(SECONDS)
+        answered_again(server, plan, ensemble)
+        died, ended = server.incidents
+    assert died == f"{model}: its process was killed by signal 9"
+    assert ended in (
+        f"{model}: Triton waits for its dead process, which had a call: the server is ended, and started again",
+        "the server was killed by signal 6: a model's process had died or stood still in a call; it is started again",
+    )
+
+
 @pytest.mark.parametrize("server", ["native"], indirect=True)  # the front model is no process, which would be missed
 def test_a_model_that_is_unloaded_is_loaded_again_and_that_is_told(server, plan, ensemble):
     incidents, restarts = len(server.incidents), len(server.restarts)

@@ -71,7 +71,7 @@ def test_a_server_that_does_not_reap_a_dead_process_is_ended():
     launched = [sys.executable, "-c", IMPATIENT, os.path.dirname(launch.__file__), sys.executable, "-c", STUCK]
     with subprocess.Popen(launched, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as server:
         assert server.wait(60) == -signal.SIGKILL
-        assert b"A model's process died, and the server waits for it" in server.stderr.read()
+        assert launch.STUCK.encode() in server.stderr.read()
 
 
 def test_a_server_that_reaps_lives_on():
