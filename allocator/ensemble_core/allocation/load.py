@@ -9,8 +9,9 @@ from ensemble_core.api.ensembledeployment import EnsembleDeploymentSpec
 from ensemble_core.api.load import saturating
 
 SWEEP = (1, 2, 3, 4, 6, 8)  # requests in flight, of which the fastest within a latency counts
-RANKING = 24  # requests that are simulated to rank candidates by latency
-REQUESTS, TURNS = 64, 16  # that are simulated to measure throughput: so many, and so many times those in flight
+# Requests that are simulated: so many, and so many times those in flight.
+RANKING, RANKING_TURNS = 24, 3  # at least, to rank candidates by latency …
+REQUESTS, TURNS = 64, 16  # … and together, to measure throughput
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,15 @@ class ClosedLoad:
 
     def ranking(self) -> tuple[Load, ...]:
         """As the simulator takes it, short: to rank candidates."""
-        return tuple(Load(each, self.samples, RANKING, segment=self.segment) for each in self.in_flight)
+        return tuple(
+            Load(each, self.samples, max(RANKING, RANKING_TURNS * each), segment=self.segment)
+            for each in self.in_flight
+        )
 
 
 def load_of(spec: EnsembleDeploymentSpec) -> ClosedLoad:
     """The load under which the objective of a spec is measured."""
-    segment = segment_of(spec)
+    segment = spec.largest_batch
     latency = spec.optimization.latency
     match spec.optimization.objective:
         case "latency":
@@ -44,11 +48,6 @@ def load_of(spec: EnsembleDeploymentSpec) -> ClosedLoad:
         case _:
             devices = sum(group.count for group in spec.devices)
             return ClosedLoad((saturating(devices),), segment, segment)
-
-
-def segment_of(spec: EnsembleDeploymentSpec) -> int:
-    """Samples of a whole segment."""
-    return min(spec.serving.segment_size, spec.serving.max_batch_size)
 
 
 def saturation(devices: int, segment: int = 128) -> Load:

@@ -351,6 +351,15 @@ def test_latency_prefers_small_batches_and_devices_apart() -> None:
     assert 1 / found.score == pytest.approx(0.010)
 
 
+def test_more_requests_in_flight_than_are_simulated() -> None:
+    case, load = problem([2.0], devices=24), Load(in_flight=32, samples=8, requests=24)
+
+    def bench(candidate: Candidate, repeat: int = 0) -> Measured:
+        return Measured(100.0, latency=(0.1, 0.1, 0.1))
+
+    assert guided(case, None, None, bench, Latency(99, load), 4, seed=0) is not None
+
+
 def test_throughput_within_a_latency_keeps_the_limit() -> None:
     case = problem([2.0], devices=1, sizes=(8, 32))
     loads = tuple(Load(in_flight, 32, 12) for in_flight in (1, 2, 4))
