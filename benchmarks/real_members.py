@@ -276,7 +276,7 @@ def allocate(
 
 def with_fastest_sizes(matrix: Matrix, subject: Subject, profiles: Profiles) -> Candidate:
     """Workers where they are, each at the batch size that is fastest by profile: best-batch as far as it goes here."""
-    speeds, sizes = speeds_of(subject, profiles), subject.deployment.spec.optimization.batch_sizes
+    speeds, sizes = speeds_of(subject, profiles), subject.deployment.spec.batch_sizes
     for device, member, _ in matrix.entries():
         matrix = matrix.replaced(device, member, max(sizes, key=lambda size: speeds.at(device, member, size)))
     return Candidate(matrix)

@@ -82,4 +82,4 @@ class Benchmark(Protocol):
     """A server, real or simulated, under a load of its own."""
 
     def __call__(self, candidate: Candidate, repeat: int = 0) -> Measured:
-        """Measure a candidate; another `repeat` measures it anew, the same one may be remembered."""
+        """Measure a candidate; another `repeat` measures it anew, the same one may be remembered, 0 from other runs."""

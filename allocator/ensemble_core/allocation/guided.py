@@ -2,9 +2,10 @@
 
 1. Measure the incumbent, if there is one, and the start (worst-fit-decreasing); a pulled incumbent by weights, too.
 2. Propose: matrices constructed and annealed on the model, pulled or routed by weights. Measure the most promising one;
-   correct speeds, interference and memory by what was seen; propose again.
+   correct interference and memory by what was seen; propose again.
 3. Measure the best ones again, in turn. An incumbent stays unless it is beaten beyond the noise, by measurements made
-   after those by which its rival was found: the luckiest of several promises too much.
+   after those by which its rival was found: the luckiest of several promises too much. Its own are all of this run, for
+   another's were made on another day.
 
 The thesis's section 8.3 sets the problem; `benchmarks/allocation.py` compares with its algorithms.
 """
@@ -40,7 +41,8 @@ REPEATS = 3  # measurements of a candidate at most, beside the one by which an i
 DECIDING = 2 * REPEATS - 1  # benchmarks kept where there is an incumbent: of it but the first, and of a rival
 NOISE = 0.01  # relative standard deviation of a benchmark, at least
 SURE = 3.0  # standard errors by which the incumbent must be beaten …
-FAR = 0.15  # … and this part of its score, where benchmarks did not suffice for the repeats
+FAR = 0.15  # … and where benchmarks did not suffice for the repeats, this part of its score …
+FAR_SURE = 6.0  # … and so many standard errors
 LEAST = 0.005  # share of a member that is worth a worker
 SAME_SHARES = 0.02  # largest difference of shares that makes no other candidate
 TRIED = 25  # moves of a chain for each batch size of each member on each device, if that is less than usual
@@ -70,6 +72,7 @@ class Ledger:
     objective: Objective
     limit: int
     routing: Routing
+    incumbent: Candidate | None = None
     made: int = 0
     failed: bool = False  # the last one
     seen: dict[Candidate, list[Measured]] = field(default_factory=dict)
@@ -79,8 +82,9 @@ class Ledger:
         return self.limit - self.made
 
     def ask(self, candidate: Candidate) -> None:
+        """Measure a candidate; the incumbent anew even the first time, when another run may have measured it."""
         taken = self.seen.setdefault(candidate, [])
-        taken.append(self.bench(candidate, len(taken)))
+        taken.append(self.bench(candidate, len(taken) + (candidate == self.incumbent)))
         self.made += 1
         self.failed = taken[-1].samples_per_second <= 0
 
@@ -131,16 +135,16 @@ def guided(
         routing: The only way in which samples are routed, or `auto` for that which is measured to be better.
         enough: A score from which nothing better is looked for.
     """
-    ledger = Ledger(bench, objective, max_benchmarks, routing)
+    ledger = Ledger(bench, objective, max_benchmarks, routing, incumbent)
     firsts = [incumbent, start]
     if incumbent is not None and incumbent.routing == "pull":
         firsts += ledger.routed(problem, problem.indices(incumbent.matrix))
     for first in dict.fromkeys(firsts):
         if first is not None and ledger.left > 0:
             ledger.ask(first)
-    _explore(problem, ledger, incumbent, seed, enough)
-    _confirm(ledger, incumbent)
-    best = _chosen(ledger, incumbent)
+    _explore(problem, ledger, seed, enough)
+    confirm(ledger)
+    best = chosen(ledger)
     if best is None:
         return None
     known = ledger.learnt(problem)
@@ -162,12 +166,12 @@ def _refuse(candidate: Candidate, repeat: int = 0) -> Measured:
     raise AssertionError("nothing is measured here")
 
 
-def _explore(problem: Problem, ledger: Ledger, incumbent: Candidate | None, seed: int, enough: float) -> None:
+def _explore(problem: Problem, ledger: Ledger, seed: int, enough: float) -> None:
     """Measure what promises most, until that is not worth it, or what is left is kept for confirmation.
 
     Nothing is kept while there is nothing to confirm.
     """
-    kept = _kept(ledger, incumbent)
+    kept = _kept(ledger)
     pool: list[Indices] = []
     for turn in count():
         best = max(map(ledger.score, ledger.seen), default=0.0)
@@ -185,9 +189,9 @@ def _explore(problem: Problem, ledger: Ledger, incumbent: Candidate | None, seed
         ledger.ask(promising)
 
 
-def _kept(ledger: Ledger, incumbent: Candidate | None) -> int:
+def _kept(ledger: Ledger) -> int:
     """Benchmarks for confirmation: where those that it takes to be sure of an incumbent are not left, half."""
-    if incumbent in ledger.ranked() and ledger.left > DECIDING:
+    if ledger.incumbent in ledger.ranked() and ledger.left > DECIDING:
         return DECIDING
     return min(CONFIRMATIONS, ledger.left // 2)
 
@@ -313,19 +317,19 @@ def _calibration(problem: Problem, ledger: Ledger, pull: bool) -> float:
     return float(np.exp((sum(own) + everywhere) / (len(own) + 1)))
 
 
-def _confirm(ledger: Ledger, incumbent: Candidate | None) -> None:
+def confirm(ledger: Ledger) -> None:
     """Measure again what can change the choice."""
-    while ledger.left > 0 and (candidate := _undecided(ledger, incumbent)) is not None:
+    while ledger.left > 0 and (candidate := _undecided(ledger)) is not None:
         ledger.ask(candidate)
 
 
-def _undecided(ledger: Ledger, incumbent: Candidate | None) -> Candidate | None:
+def _undecided(ledger: Ledger) -> Candidate | None:
     """What to measure again; none if that cannot change the choice, or if all would be refused for their latency."""
     ranked = ledger.ranked()
     if not ranked or not keeps_limit(ledger.score(ranked[0])):
         return None
-    if incumbent is not None and _chosen(ledger, incumbent) == incumbent:
-        return _contested(ledger, incumbent)
+    if ledger.incumbent is not None and chosen(ledger) == ledger.incumbent:
+        return _contested(ledger, ledger.incumbent)
     close = [each for each in ranked[:2] if ledger.score(each) >= CLOSE * ledger.score(ranked[0])]
     rarest = min(close, key=lambda each: len(ledger.seen[each]))
     return rarest if len(close) == 2 and len(ledger.seen[rarest]) < REPEATS else None
@@ -345,9 +349,9 @@ def _contested(ledger: Ledger, incumbent: Candidate) -> Candidate | None:
     return None
 
 
-def _chosen(ledger: Ledger, incumbent: Candidate | None) -> Candidate | None:
+def chosen(ledger: Ledger) -> Candidate | None:
     """The best measured, or the incumbent if none is better beyond the noise; none if nothing could be served."""
-    ranked = ledger.ranked()
+    ranked, incumbent = ledger.ranked(), ledger.incumbent
     if incumbent is None or incumbent not in ranked:
         return ranked[0] if ranked else None
     return next((each for each in ranked if _beats(ledger, each, incumbent)), incumbent)
@@ -361,15 +365,20 @@ def _beats(ledger: Ledger, rival: Candidate, incumbent: Candidate) -> bool:
     first, *again = ledger.scores(rival)
     counts = [len(ledger.seen[incumbent]), max(1, len(again))]
     error = _noise(ledger) * score * float(np.sqrt(sum(1 / times for times in counts)))
-    least = SURE * error if min(counts) >= REPEATS else max(SURE * error, FAR * score)
+    least = SURE * error if min(counts) >= REPEATS else max(FAR_SURE * error, FAR * score)
     return float(np.mean(again or [first])) - score > least
 
 
 def _noise(ledger: Ledger) -> float:
-    """Relative standard deviation of a benchmark, by what was measured more than once."""
+    """Relative standard deviation of a benchmark: as those of a candidate differ, or as the windows of each, if more.
+
+    Windows are two: the square of their difference is, in the mean, four times the variance of what both say together.
+    """
     squares, free = 0.0, 0
     for candidate in ledger.ranked():
         scores = np.array(ledger.scores(candidate))
         squares += float((((scores - scores.mean()) / scores.mean()) ** 2).sum())
         free += len(scores) - 1
-    return max(NOISE, float(np.sqrt(squares / free)) if free else NOISE)
+    spreads = [measured.spread for candidate in ledger.ranked() for measured in ledger.seen[candidate]]
+    windows = float(np.sqrt(np.mean(np.square(spreads)))) / 2 if spreads else 0.0
+    return max(NOISE, float(np.sqrt(squares / free)) if free else 0.0, windows)

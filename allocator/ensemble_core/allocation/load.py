@@ -8,8 +8,9 @@ from ensemble_core.allocation.simulator import Load
 from ensemble_core.api.ensembledeployment import EnsembleDeploymentSpec
 from ensemble_core.api.load import requests_of, saturating
 
-RANKING = 24  # requests that are simulated to rank candidates by latency
-REQUESTS, TURNS = 64, 16  # that are simulated to measure throughput: so many, and so many times those in flight
+# Requests that are simulated: so many, and so many times those in flight.
+RANKING, RANKING_TURNS = 24, 3  # at least, to rank candidates by latency …
+REQUESTS, TURNS = 64, 16  # … and together, to measure throughput
 
 
 @dataclass(frozen=True)
@@ -28,18 +29,16 @@ class ClosedLoad:
 
     def ranking(self) -> tuple[Load, ...]:
         """As the simulator takes it, short: to rank candidates."""
-        return tuple(Load(each, self.samples, RANKING, segment=self.segment) for each in self.in_flight)
+        return tuple(
+            Load(each, self.samples, max(RANKING, RANKING_TURNS * each), segment=self.segment)
+            for each in self.in_flight
+        )
 
 
 def load_of(spec: EnsembleDeploymentSpec) -> ClosedLoad:
     """The load under which the objective of a spec is measured."""
     requests = requests_of(spec)
-    return ClosedLoad(requests.in_flight, requests.samples, segment_of(spec))
-
-
-def segment_of(spec: EnsembleDeploymentSpec) -> int:
-    """Samples of a whole segment."""
-    return min(spec.serving.segment_size, spec.serving.max_batch_size)
+    return ClosedLoad(requests.in_flight, requests.samples, spec.largest_batch)
 
 
 def saturation(devices: int, segment: int = 128) -> Load:

@@ -70,7 +70,7 @@ class Results(Protocol):
 
 
 class Benchmarks:
-    """Measures candidates, each once in the life of the library and again where that is asked for; keeps their order.
+    """Measures candidates, each once in the life of the library, repeats once in that of the run; keeps their order.
 
     A killed run that starts again asks for the same candidates in the same order and finds them measured. That one
     could not be served is not kept: what was in the way, other processes' memory perhaps, may be gone the next time.

@@ -16,7 +16,7 @@ from ensemble_core.engines import DEFAULT, HALF, Engine
 from ensemble_core.frozen import Frozen, digest
 from ensemble_core.library.records import ModelId, Sha256
 
-COMPUTATION = 2  # raised when algorithms, benchmarks or backends change, so that stored results are not found
+COMPUTATION = 3  # raised when algorithms, benchmarks or backends change, so that stored results are not found
 Rows = tuple[tuple[int, ...], ...]  # batch sizes, [device][member], 0 = absent
 Shares = tuple[tuple[float, ...], ...]  # of each member's samples, [device][member]
 
@@ -53,7 +53,7 @@ class Benchmark(Frozen):
     matrix: Rows
     throughput: Throughput
     shares: Shares | None = None  # none: free workers pull
-    repeat: int = Field(0, ge=0)  # how often it had been measured before
+    repeat: int = Field(0, ge=0)  # how often it had been measured before; an incumbent once, by whoever found it
 
     @property
     def candidate(self) -> Candidate:
@@ -163,14 +163,17 @@ class Subject:
         return digest(self._measured())
 
     def benchmark_digest(self, candidate: Candidate, repeat: int = 0) -> str:
-        """Of everything that a measurement of a candidate depends on; names and weights do not matter."""
+        """Of everything that a measurement of a candidate depends on; names and weights do not matter.
+
+        Repeats are a run's own: by them it compares, and those of another may be of another day.
+        """
         content = {**self._measured(), "matrix": candidate.matrix.rows()}
         if candidate.shares is not None:
             content["shares"] = [list(row) for row in candidate.shares]
         if engines := self.engines(candidate.matrix):
             content["engines"] = [list(row) for row in engines]
         if repeat:
-            content["repeat"] = repeat
+            content.update(repeat=repeat, run=self.digest())
         return digest(content)
 
     def digest(self) -> str:

@@ -311,7 +311,7 @@ class EnsembleDeploymentSpec(Workload):
 
     @property
     def largest_batch(self) -> int:
-        """That can be filled: batches are cut from segments, and segments from requests."""
+        """That can be filled, a whole segment: batches are cut from segments, and segments from requests."""
         return min(self.serving.segment_size, self.serving.max_batch_size)
 
     @property

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from ensemble_core.allocation.load import segment_of
 from ensemble_core.allocation.paper import Case, calibrated_case, lines, parse_devices, plan, traced_case
 from ensemble_core.allocation.prepare import find_ensemble, overridden, stored_figures
 from ensemble_core.api.documents import load_documents
@@ -51,4 +50,4 @@ def _case(arguments: argparse.Namespace) -> Case:
     figures = [stored_figures(ensemble, index) for index in range(len(ensemble.members))]
     names = [member.model_id for member in ensemble.members]
     spec = ensemble.deployment.spec
-    return traced_case(names, figures, groups, spec.batch_sizes, spec.serving.routing, segment_of(spec))
+    return traced_case(names, figures, groups, spec.batch_sizes, spec.serving.routing, spec.largest_batch)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ensemble_core.allocation.guided import guided, routed
-from ensemble_core.allocation.load import ClosedLoad, load_of, saturation, segment_of
+from ensemble_core.allocation.load import ClosedLoad, load_of, saturation
 from ensemble_core.allocation.objectives import Throughput, truth_of
 from ensemble_core.allocation.paper import calibrated_case, parse_devices
 from ensemble_core.allocation.simulator import Load, Simulator, simulate
@@ -39,11 +39,12 @@ def test_latency_is_measured_under_the_load_named() -> None:
     few = load_of(spec(optimization={"objective": "latency", "latency": latency}, serving=serving))
     assert few == ClosedLoad((2,), 50, 64)
     assert few.ranking() == (Load(2, 50, 24, segment=64),)
+    assert ClosedLoad((8, 32), 50, 64).ranking() == (Load(8, 50, 24, segment=64), Load(32, 50, 96, segment=64))
 
 
 def test_a_segment_is_no_larger_than_a_request() -> None:
-    assert segment_of(spec(serving={"segmentSize": 64})) == 64
-    assert segment_of(spec(serving={"maxBatchSize": 32})) == 32
+    assert load_of(spec(serving={"segmentSize": 64})) == ClosedLoad((7,), 64, 64)
+    assert load_of(spec(serving={"maxBatchSize": 32})) == ClosedLoad((7,), 32, 32)
 
 
 @pytest.mark.parametrize(("ensemble", "devices"), [("IMN4", 4), ("IMN4", 16), ("IMN12", 8)])

@@ -326,6 +326,43 @@ def test_a_killed_guided_run_continues(results: Any, make_subject: Callable[...,
     assert len(whole.measured) <= 5
 
 
+class Slower(Machine):
+    """A machine on another day."""
+
+    def __call__(self, candidate: Candidate) -> Throughput:
+        found = super().__call__(candidate)
+        return found.model_copy(update={"samples_per_second": 0.95 * found.samples_per_second})
+
+
+@pytest.mark.parametrize("settings", [{"seed": 1, "maxBenchmarks": 6}, {"maxBenchmarks": 8}])
+def test_another_run_measures_the_incumbent_anew(
+    results: Any, make_subject: Callable[..., Subject], settings: dict[str, int]
+) -> None:
+    """What was found the day before is compared by what it gives today; what was only explored is known."""
+    before = allocate(results, make_subject(algorithm="guided", maxBenchmarks=6), Machine())
+    today = Slower()
+    found = allocate(results, make_subject(algorithm="guided", **settings), today)
+    own = [done.throughput for done in found.benchmarks if done.candidate == before.candidate]
+    assert found.benchmarks[0].candidate == before.candidate
+    assert {each.samples_per_second for each in own} == {0.95 * before.throughput.samples_per_second}
+    assert found.start.throughput == before.start.throughput
+    repeated = [done for done in found.benchmarks if done.repeat]
+    assert len(repeated) >= len(own) == today.measured.count(before.candidate.matrix)
+
+
+def test_a_killed_run_with_an_incumbent_continues(results: Any, make_subject: Callable[..., Subject]) -> None:
+    allocate(results, make_subject(algorithm="guided", maxBenchmarks=3), Machine())
+    subject, whole, same = make_subject(algorithm="guided", maxBenchmarks=4), Machine(), type(results)()
+    same.files = dict(results.files)
+    undisturbed = allocate(same, subject, whole)
+    first, second = Machine(dies_after=1), Machine()
+    with pytest.raises(KilledError):
+        allocate(results, subject, first)
+    assert allocate(results, subject, second) == undisturbed
+    assert first.measured == [Matrix(undisturbed.benchmarks[0].matrix)]
+    assert first.measured + second.measured == whole.measured
+
+
 def test_guided_tells_bound_and_expectation_and_beats_its_start(
     results: Any, make_subject: Callable[..., Subject]
 ) -> None:
@@ -598,6 +635,14 @@ def test_shares_and_repeats_are_measurements_of_their_own(make_subject: Callable
     keys = {subject.benchmark_digest(candidate, repeat) for candidate in (pull, weighted) for repeat in (0, 1)}
     assert len(keys) == 4
     assert subject.benchmark_digest(pull) == subject.benchmark_digest(pull, 0)
+
+
+def test_repeats_are_a_runs_own(make_subject: Callable[..., Subject]) -> None:
+    candidate = Candidate(Matrix(((8, 8), (8, 0))))
+    runs = [make_subject(), make_subject(seed=1), make_subject(maxBenchmarks=9)]
+    assert len({run.benchmark_digest(candidate) for run in runs}) == 1
+    assert len({run.benchmark_digest(candidate, 1) for run in runs}) == 3
+    assert make_subject().benchmark_digest(candidate, 1) == runs[0].benchmark_digest(candidate, 1)
 
 
 def test_repeats_are_told_together(results: Any, make_subject: Callable[..., Subject]) -> None:

@@ -110,6 +110,14 @@ def test_a_slow_client_waits_only_for_the_work() -> None:
     assert run.busy[0] < 0.2
 
 
+@pytest.mark.parametrize("shares", [None, ((1 / 32,),) * 32])
+def test_requests_that_all_end_at_one_moment(shares: tuple[tuple[float, ...], ...] | None) -> None:
+    candidate = Candidate(Matrix(((8,),) * 32), shares)
+    run = simulate(flat(32), candidate, Load(in_flight=32, samples=8, requests=24, segment=8))
+    assert set(run.latencies.tolist()) == {0.01}
+    assert run.throughput == pytest.approx(24 * 8 / 0.01)
+
+
 def test_what_does_not_fit_serves_nothing_and_says_where() -> None:
     tight = problem([2.0, 2.0], 2, memory=50.0, need=30.0)
     bench = Simulator(with_needs(tight), CLOSED)
