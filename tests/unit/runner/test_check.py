@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -12,8 +14,11 @@ import pytest
 from ensemble_core.api.ensembledeployment import EnsembleDeployment, Serving
 from ensemble_core.library.library import Library
 from ensemble_core.library.records import Metrics
+from ensemble_core.report import CommandError
 from ensemble_core.runner import check
 from ensemble_core.runner.check import ask_heldout, expected, in_words, largest_difference
+from ensemble_core.runner.facts import RunFacts
+from ensemble_core.runner.run import _judge_answers
 from ensemble_core.selection.result import Costs, MemberResult
 
 WANTED = np.array([[0.25, 0.75], [0.5, 0.5]], np.float32)
@@ -195,6 +200,13 @@ def test_a_vote_between_two_equal_classes_may_go_to_either(ask) -> None:
 )
 def test_what_answers_are_is_told_in_words(serving, told) -> None:
     assert in_words(served(**serving)) == told
+
+
+def test_a_run_ends_by_what_the_check_found_and_not_by_how_far_answers_are(make_facts: Callable[..., RunFacts]) -> None:
+    far = replace(make_facts().endpoint, largest_difference=0.3)
+    _judge_answers(far)
+    with pytest.raises(CommandError, match=r"^the endpoint's answers are not those of the members: they are worse$"):
+        _judge_answers(replace(far, problem="they are worse"))
 
 
 def test_equal_answers_do_not_differ():
