@@ -49,7 +49,7 @@ from ensemble_core.serving.server import TritonServer
 
 pytestmark = pytest.mark.timeout(600)
 
-SAMPLES, CLASSES = 40, 3
+SAMPLES, CLASSES = 120, 3  # enough to judge half precision by
 SIGNATURE = Signature(input_type="uint8", input_shape=(4, 4, 1), classes=CLASSES)
 DOCUMENTS = """
 apiVersion: ensemble-operator.io/v1alpha1

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper
-from tests.integration.test_allocate_triton import DOCUMENTS, SIGNATURE, images, network, publish, verb
+from tests.integration.test_allocate_triton import DOCUMENTS, SAMPLES, SIGNATURE, images, network, publish, verb
 
 from ensemble_core import engines
 from ensemble_core.allocation.plan import DeviceRow, Member, Plan, Worker
@@ -69,7 +69,9 @@ class Place:
         self.spec = folder / "tiny.yaml"
         self.spec.write_text(DOCUMENTS)
         splits = {
-            split: LabelledIds(np.array([f"{split}-{i}" for i in range(40)]), np.arange(40) % SIGNATURE.classes)
+            split: LabelledIds(
+                np.array([f"{split}-{i}" for i in range(SAMPLES)]), np.arange(SAMPLES) % SIGNATURE.classes
+            )
             for split in SPLITS
         }
         storage = open_store(Storage(path=str(folder / "library")))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
-from tests.integration.test_allocate_triton import DOCUMENTS, SIGNATURE, images, network, publish, verb
+from tests.integration.test_allocate_triton import DOCUMENTS, SAMPLES, SIGNATURE, images, network, publish, verb
 
 from ensemble_core import engines
 from ensemble_core.allocation.prepare import find_ensemble, load_allocation, load_plan, profiled
@@ -18,11 +20,12 @@ from ensemble_core.api.documents import load_documents
 from ensemble_core.commands import allocate, profile, select
 from ensemble_core.devices import cpu_device_type
 from ensemble_core.engines import Engine
-from ensemble_core.errors import UserError
 from ensemble_core.library.library import Library
 from ensemble_core.library.records import SPLITS, Profile
 from ensemble_core.library.splits import LabelledIds, make_header
 from ensemble_core.library.store import open_store
+from ensemble_core.profiling import measure
+from ensemble_core.profiling.half import CHANGED
 from ensemble_core.serving.client import ask
 from ensemble_core.serving.server import TritonServer
 
@@ -63,16 +66,16 @@ def cancels(path: Path) -> None:
 class Place:
     """Documents that ask for half precision beside a library of two models, of which the first alone bears it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, half: Engine = HALF) -> None:
         self.spec = folder / "tiny.yaml"
         self.spec.write_text(
-            DOCUMENTS.replace("optimization:\n    {", f"optimization:\n    {{engines: [openvino, {HALF}], ")
+            DOCUMENTS.replace("optimization:\n    {", f"optimization:\n    {{engines: [openvino, {half}], ")
         )
         network(1, folder / "network.onnx")
-        run = engines.loader("onnxruntime")(folder / "network.onnx", engines.Place(1, (), None, 40)).run
+        run = engines.loader("onnxruntime")(folder / "network.onnx", engines.Place(1, (), None, SAMPLES)).run
         splits = {
             split: LabelledIds(
-                np.array([f"{split}-{i}" for i in range(40)]), run(images(split)).argmax(axis=1).astype(np.int64)
+                np.array([f"{split}-{i}" for i in range(SAMPLES)]), run(images(split)).argmax(axis=1).astype(np.int64)
             )
             for split in SPLITS
         }
@@ -106,7 +109,8 @@ def test_what_half_precision_does_to_models_is_told_and_kept(place: Place, capsy
         good, bad = place.profile("tiny-0001", engine), place.profile("tiny-0002", engine)
         assert good.refused is None
         assert good.accuracy is not None
-        assert (good.accuracy.samples, good.accuracy.float32.error, good.accuracy.changed) == (40, 0.0, 0.0)
+        assert (good.accuracy.samples, good.accuracy.float32.error) == (SAMPLES, 0.0)
+        assert good.accuracy.changed <= CHANGED
         assert good.accuracy.half.cross_entropy != good.accuracy.float32.cross_entropy  # it really is another one
         assert good.batches
         assert {good.inputs, bad.inputs} == {kept.file.sha256}
@@ -140,7 +144,7 @@ def test_a_member_that_bears_half_precision_is_served_in_it(place: Place, capsys
     assert f", {HALF} {engines.version_of('openvino')}" in found.server.engine
     assert {worker.engine for worker in plan.workers} == {HALF}
     samples = images("heldout")
-    direct = engines.loader(HALF)(Path(plan.members[0].onnx), engines.Place(1, (), None, 40)).run(samples)
+    direct = engines.loader(HALF)(Path(plan.members[0].onnx), engines.Place(1, (), None, SAMPLES)).run(samples)
     stored_answers = place.library.predictions(place.library.model("tiny-0001"), "heldout")
     with TritonServer() as server:
         server.apply(plan)
@@ -168,7 +172,7 @@ def test_without_validation_samples_members_stay_as_they_are_and_why_is_told(
 
 
 @computes_so
-def test_samples_of_other_labels_are_refused_before_anything_is_judged(
+def test_models_that_were_scored_on_other_samples_stay_as_they_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = Place(tmp_path)
@@ -177,13 +181,70 @@ def test_samples_of_other_labels_are_refused_before_anything_is_judged(
     assert "these validation samples do not go with the predictions of tiny-0001" in capsys.readouterr().out
     assert verb(select, "--spec", str(place.spec)) == 0
     documents = load_documents(place.spec)
-    with pytest.raises(UserError, match=r"inputs-[0-9a-f]{16}\.npy: these validation samples do not go with the"):
-        profiled(find_ensemble(documents, documents.deployment()))
+    said: list[str] = []
+    subject, _ = profiled(find_ensemble(documents, documents.deployment()), said.append)
+    assert re.match(
+        rf"{HALF} is not used for tiny-0001 on {KIND}: .*inputs-[0-9a-f]{{16}}\.npy: these validation samples do not ",
+        said[-1],
+    )
+    assert HALF not in {engine for own in subject.chosen for chosen in own.values() for engine in chosen.values()}
     assert place.library.profile(KIND, HALF, "tiny-0001") is None
     place.library.keep_inputs(images("validation"), "inputs")
-    said: list[str] = []
-    profiled(find_ensemble(documents, documents.deployment()), said.append)
+    said.clear()
+    other, _ = profiled(find_ensemble(documents, documents.deployment()), said.append)
     assert said == [f"measuring tiny-0001 on {KIND} with {HALF}"]
+    assert other.digest() != subject.digest()
+
+
+# The measuring process on a CPU that says of itself that it computes in BF16 alone, and then does not.
+AS_IF = """
+from dataclasses import replace
+from ensemble_core import engines
+from ensemble_core.profiling import child
+
+engines.cpu_precisions = lambda: frozenset({"FP32", "BF16"})
+engines._HINTS["bf16"] = "f32"
+load = engines.loader
+
+
+def loader(engine):
+    def changed(path, place):
+        model = load(engine)(path, place)
+        return replace(model, run=lambda rows: model.run(rows)[:, ::CHANGE]) if "-" in engine else model
+
+    return changed
+
+
+engines.loader = loader
+child.main()
+"""
+
+
+@pytest.mark.parametrize("change", [1, -1], ids=("as good", "worse"))
+def test_from_samples_to_the_verdict_on_whatever_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], change: int
+) -> None:
+    monkeypatch.setattr(engines, "cpu_precisions", lambda: frozenset({"FP32", "BF16"}))
+    monkeypatch.setattr(measure, "CHILD", (sys.executable, "-P", "-c", AS_IF.replace("CHANGE", str(change))))
+    place = Place(tmp_path, "openvino-bf16")
+    place.library.keep_inputs(images("validation"), "inputs")
+    assert verb(profile, "--spec", str(place.spec), "--compare", "8") == 0
+    told, kept = capsys.readouterr().out, place.library.inputs()
+    found = place.profile("tiny-0001", "openvino-bf16")
+    assert kept is not None
+    assert found.inputs == kept.file.sha256
+    assert found.accuracy is not None
+    assert found.accuracy.samples == SAMPLES
+    assert found.batches
+    assert (found.refused is None, found.accuracy.changed > 0.1) == (change == 1, change == -1)
+    assert f"tiny-0001 by openvino-bf16: cross-entropy {found.accuracy.half.cross_entropy:.4f} " in told or change == -1
+    assert (f"tiny-0001 is not for openvino-bf16: {found.refused}" in told) is (change == -1)
+    assert verb(select, "--spec", str(place.spec)) == 0
+    documents, said = load_documents(place.spec), list[str]()
+    subject, profiles = profiled(find_ensemble(documents, documents.deployment()), said.append)
+    assert subject.judged_by == (kept.file.sha256,) * len(subject.members)
+    judged = {engine for own in profiles for figures in own.values() for engine in figures.accuracies}
+    assert judged == ({"openvino-bf16"} if change == 1 else set())
 
 
 def test_a_cpu_that_does_not_compute_so_is_told_in_one_line(

@@ -6,7 +6,7 @@ may be faster with small batches and another with large ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from ensemble_core.allocation.memory import Curve
 from ensemble_core.allocation.speeds import BatchTimes
-from ensemble_core.engines import DEFAULT, Engine
+from ensemble_core.engines import DEFAULT, HALF, Engine
 from ensemble_core.library.records import Accuracy, BatchProfile, Profile
 
 # Engines are measured in processes one after the other: the least by which one must be faster, however steady it was.
@@ -53,6 +53,8 @@ class Figures:
 def choose(profiles: Mapping[Engine, Profile], batch_sizes: Sequence[int]) -> Figures:
     """The fastest engine at each batch size, ONNX Runtime unless another is faster beyond the noise.
 
+    Half precision is chosen only if it is so much faster than the fastest in float32.
+
     Args:
         profiles: By engine, ONNX Runtime's among them. Those that were refused do not count.
         batch_sizes: That workers may have. Between those measured, times, memory and noise are interpolated.
@@ -75,16 +77,23 @@ def choose(profiles: Mapping[Engine, Profile], batch_sizes: Sequence[int]) -> Fi
 
 
 def _fastest(profiles: Mapping[Engine, Profile], size: int) -> Engine:
-    default = profiles[DEFAULT]
-    # What other processes took of the device meanwhile, the default could have had.
-    disturbed = _between(default, size, lambda batch: batch.foreign_cores) / default.cores
-    limit = _seconds(default, size) * max(0.0, 1 - disturbed)
+    """Of those in float32; one of half precision, which changes answers, must be faster than that, too."""
+    float32 = _faster(profiles, DEFAULT, (engine for engine in profiles if engine not in HALF), size)
+    return _faster(profiles, float32, (engine for engine in profiles if engine in HALF), size)
+
+
+def _faster(profiles: Mapping[Engine, Profile], stays: Engine, others: Iterable[Engine], size: int) -> Engine:
+    """The fastest of the others that are faster beyond the noise than the engine that stays otherwise."""
+    ours = profiles[stays]
+    # What other processes took of the device meanwhile, the one that stays could have had.
+    disturbed = _between(ours, size, lambda batch: batch.foreign_cores) / ours.cores
+    limit = _seconds(ours, size) * max(0.0, 1 - disturbed)
     faster = []
-    for engine in (engine for engine in profiles if engine != DEFAULT):
-        seconds, noise = _seconds(profiles[engine], size), max(_noise(profiles[engine], size), _noise(default, size))
+    for engine in others:
+        seconds, noise = _seconds(profiles[engine], size), max(_noise(profiles[engine], size), _noise(ours, size))
         if seconds * (1 + max(noise, LEAST_GAIN)) < limit:
             faster.append((seconds, engine))
-    return min(faster)[1] if faster else DEFAULT
+    return min(faster)[1] if faster else stays
 
 
 def _seconds(profile: Profile, size: int) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ensemble_core.allocation.engines import Figures, choose
@@ -27,7 +27,7 @@ from ensemble_core.library.library import SERVABLE, Library
 from ensemble_core.library.parsing import validated
 from ensemble_core.library.records import ModelRecord, Profile, Signature
 from ensemble_core.library.store import open_store
-from ensemble_core.profiling.half import NO_INPUTS, judged_by
+from ensemble_core.profiling.half import OtherSamplesError, judged_by
 from ensemble_core.profiling.measure import Device, MeasurementError, add_to_profile, lacking
 from ensemble_core.selection.result import MemberResult, SelectionResult
 from ensemble_core.selection.run import find_result, read_result
@@ -121,7 +121,8 @@ def subject_of(ensemble: Ensemble, tell: Tell = lambda text: None) -> Subject:
 
     Args:
         ensemble: The members.
-        tell: Called with what is doubtful about the devices.
+        tell: Called with what is doubtful about the devices, and why engines of half precision, which somebody asked
+            for, are not used.
 
     Raises:
         UserError: the machine has fewer GPUs or cores than the spec's devices.
@@ -139,7 +140,27 @@ def subject_of(ensemble: Ensemble, tell: Tell = lambda text: None) -> Subject:
         devices=rows,
         server=server_version(engines_of(spec)),
         load=load_settings(ensemble.deployment),
+        judged_by=_judged_by(ensemble, tell),
     )
+
+
+def _judged_by(ensemble: Ensemble, tell: Tell) -> tuple[str | None, ...]:
+    """By which samples half precision is judged for each member; empty if no engine of it is asked for and there."""
+    wanted = {engine: why_not(engine) for engine in engines_of(ensemble.deployment.spec) if engine in HALF}
+    for engine, reason in wanted.items():
+        if reason:
+            tell(f"{engine} is not used: {reason}")
+    there = [engine for engine, reason in wanted.items() if reason is None]
+    if not there:
+        return ()
+    found: dict[str, str | None] = {}
+    for url, library in {library.store.url: library for library in ensemble.libraries}.items():
+        try:
+            found[url] = judged_by(library, there[0])
+        except UserError as error:
+            found[url] = None
+            tell(f"{', '.join(there)} not used for models of {error.where}: it {error.problem}")
+    return tuple(found[library.store.url] for library in ensemble.libraries)
 
 
 def engines_of(spec: EnsembleDeploymentSpec) -> tuple[Engine, ...]:
@@ -164,11 +185,10 @@ def profiled(ensemble: Ensemble, tell: Tell = lambda text: None) -> tuple[Subjec
         NoServerError: the server is not installed.
     """
     subject = subject_of(ensemble, tell)
-    for problem in _without_half(ensemble):
-        tell(problem)
+    judges = subject.judged_by or (None,) * len(ensemble.members)
     first = {row.device_type: row for row in reversed(subject.devices)}
     profiles = tuple(
-        {kind: _figures(ensemble, index, row, tell) for kind, row in first.items()}
+        {kind: _figures(ensemble, index, judges[index], row, tell) for kind, row in first.items()}
         for index in range(len(ensemble.members))
     )
     chosen = tuple({kind: own.engines for kind, own in of_member.items()} for of_member in profiles)
@@ -280,17 +300,20 @@ def types_of(devices: Sequence[DeviceRow]) -> str:
     return ", ".join(f"{count} × {kind}" for kind, count in Counter(row.device_type for row in devices).items())
 
 
-def _figures(ensemble: Ensemble, index: int, row: DeviceRow, tell: Tell) -> Figures:
-    """Of a member on a type of device, by the fastest of the engines that it has there."""
+def _figures(ensemble: Ensemble, index: int, judge: str | None, row: DeviceRow, tell: Tell) -> Figures:
+    """Of a member on a type of device, by the fastest of the engines that it has there.
+
+    Half precision is judged by samples of the digest `judge`, and not used if there is none.
+    """
     spec, name = ensemble.deployment.spec, ensemble.members[index].model_id
     profiles: dict[Engine, Profile] = {}
     for engine in (each for each in engines_of(spec) if each in (DEFAULT, *OTHERS[row.type])):
         version = version_of(engine)
-        if version is None or (engine in HALF and ensemble.libraries[index].inputs() is None):
+        if version is None or (engine in HALF and judge is None):
             continue
         try:
-            profiles[engine] = _profile(ensemble, index, row, engine, version, tell)
-        except MeasurementError as failure:
+            profiles[engine] = _profile(ensemble, index, judge if engine in HALF else None, row, engine, version, tell)
+        except (MeasurementError, OtherSamplesError) as failure:
             if engine == DEFAULT:
                 problem = f"no profile on {row.device_type}: {failure}"
                 raise UserError(f"{ensemble.where}: spec.devices", problem) from failure
@@ -301,23 +324,14 @@ def _figures(ensemble: Ensemble, index: int, row: DeviceRow, tell: Tell) -> Figu
     return choose(profiles, spec.batch_sizes)
 
 
-def _without_half(ensemble: Ensemble) -> Iterator[str]:
-    """Why engines of half precision, which somebody asked for, are not used at all or for a library's models."""
-    wanted = {engine: why_not(engine) for engine in engines_of(ensemble.deployment.spec) if engine in HALF}
-    yield from (f"{engine} is not used: {reason}" for engine, reason in wanted.items() if reason)
-    there = [engine for engine, reason in wanted.items() if reason is None]
-    if there:
-        for url, library in {library.store.url: library for library in ensemble.libraries}.items():
-            if library.inputs() is None:
-                yield f"{', '.join(there)} not used for models of {url}: it {NO_INPUTS}"
-
-
-def _profile(ensemble: Ensemble, index: int, row: DeviceRow, engine: Engine, version: str, tell: Tell) -> Profile:
+def _profile(
+    ensemble: Ensemble, index: int, judge: str | None, row: DeviceRow, engine: Engine, version: str, tell: Tell
+) -> Profile:
     """The stored profile of a member on a type of device, at three batch sizes or more; what lacks is measured."""
     library, record, member = ensemble.libraries[index], ensemble.records[index], ensemble.members[index]
     stored = library.profile(row.device_type, engine, record.id)
     sizes = sizes_to_profile(ensemble.deployment.spec.batch_sizes)
-    missing = lacking(stored, member.sha256, version, sizes, judged_by(library, engine))
+    missing = lacking(stored, member.sha256, version, sizes, judge)
     if stored is not None and not missing:
         return stored
     library.store.check_writable()

@@ -135,6 +135,8 @@ class Subject:
         server: That serves.
         load: Settings of the load, as JSON has them.
         chosen: The engines that run each member, by type of device and batch size; ONNX Runtime where none is named.
+        judged_by: Digest of the validation samples by which half precision is judged for each member, none for one that
+            cannot be judged; empty where nobody asked for half precision.
     """
 
     deployment: EnsembleDeployment
@@ -144,6 +146,7 @@ class Subject:
     server: ServerVersion
     load: dict[str, Any]
     chosen: tuple[Mapping[str, Mapping[int, Engine]], ...] = ()
+    judged_by: tuple[str | None, ...] = ()
 
     def engines(self, matrix: Matrix) -> Engines:
         """The engine of each worker of a matrix; empty if all are ONNX Runtime."""
@@ -190,6 +193,8 @@ class Subject:
         }
         if spec.batch_sizes != spec.optimization.batch_sizes:
             content["batchSizes"] = list(spec.batch_sizes)
+        if self.judged_by:  # other samples may let other members compute in half precision
+            content["judgedBy"] = list(self.judged_by)
         return digest(content)
 
     def _measured(self) -> dict[str, Any]:

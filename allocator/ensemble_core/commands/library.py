@@ -35,14 +35,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verb("verify", _verify, "digest every file and check all content; exit code 1 if anything is wrong")
     _add_options(verb("add", _add, "import a model from an ONNX file and its predictions, or from predictions alone"))
     inputs = verb(
-        "inputs", _inputs, "keep samples of the validation split, for engines of half precision to be judged by"
+        "inputs",
+        _inputs,
+        "keep samples of the validation split, for engines of half precision to be judged by, or none",
     )
-    inputs.add_argument(
-        "samples", type=Path, metavar="NPY", help="all of them as models take them, in the labels' order"
+    which = inputs.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "samples", type=Path, nargs="?", metavar="NPY", help="all of them as models take them, in the labels' order"
     )
-    export = verb("export", _export, "copy models with their profiles into another library of the same data")
+    which.add_argument(
+        "--remove", action="store_true", help="delete those that the library keeps; `ensemble train` keeps no others"
+    )
+    export = verb(
+        "export",
+        _export,
+        "copy models with their profiles, and the validation samples that the library keeps, into another library of "
+        "the same data",
+    )
     export.add_argument("models", metavar="MODEL", nargs="+")
     export.add_argument("--to", required=True, metavar="LIBRARY", help="created if it is not there")
+    export.add_argument("--without-inputs", action="store_true", help="leave the validation samples where they are")
     gc = verb("gc", _gc, "remove what no record, selection, allocation or running search refers to")
     gc.add_argument("--dry-run", action="store_true", help="only print what would be removed")
     gc.add_argument("--unreferenced", action="store_true", help="also models that nothing picked, of ended searches")
@@ -179,6 +191,10 @@ def _shape(text: str) -> tuple[int, ...]:
 
 def _inputs(arguments: argparse.Namespace) -> int:
     library = _open(arguments.library)
+    if arguments.remove:
+        library.remove_inputs()
+        print(f"{library.store.url}: keeps no validation samples any more")
+        return 0
     kept = imports.add_inputs(library, arguments.samples)
     total = library.header.samples["validation"]
     print(f"{library.store.url}: keeps {len(kept.rows)} of {total} validation samples, {_mib(kept.file.bytes)}")
@@ -190,7 +206,8 @@ def _export(arguments: argparse.Namespace) -> int:
     records = [source.model(model_id) for model_id in arguments.models]
     files = [{key: source.file(record, key) for key in record.files} for record in records]
     target = Library.create(_store(arguments.to), source.header, source.splits())
-    target.copy_inputs(source)
+    if not arguments.without_inputs:
+        target.copy_inputs(source)
     for record, own in zip(records, files, strict=True):
         try:
             imports.publish_same(target, record, own)

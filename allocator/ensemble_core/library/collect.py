@@ -81,7 +81,13 @@ def remove(library: Library, removals: Iterable[Removal]) -> None:
         if removal.tombstone:
             library.store.write(removal.tombstone, b"{}")
         for path in removal.paths:
-            library.store.delete(path)
+            if not _kept_again(library, path):
+                library.store.delete(path)
+
+
+def _kept_again(library: Library, path: str) -> bool:
+    """Whether these are validation inputs that somebody has begun to keep again since the plan."""
+    return path.startswith(FILES) and not any(path in removal.paths for removal in _replaced_inputs(library))
 
 
 def _trials(stored: Mapping[str, Entry], models: Mapping[str, ModelRecord]) -> _Trials:
@@ -175,7 +181,7 @@ DELETIONS = 16  # at a time
 BATCH = 256  # between two looks at the clock of whoever waits
 # What this format writes; whatever else lies in the folder is somebody else's.
 _OWNED = re.compile(
-    r"library\.json|splits/(validation|heldout)/(ids|labels)\.npy|splits/validation/inputs(\.json|-[0-9a-f]{16}\.npy)"
+    r"library\.json|splits/(validation|heldout)/(ids|labels)\.npy|splits/validation/((no-)?inputs\.json|inputs-[0-9a-f]{16}\.npy)"
     r"|searches/[^/]+/(spec|attempt-\d+)\.json"
     r"|trials/.+-\d{4,}/(claim-\d+\.json|\d+/.+)|models/[^/]+/(record\.json|[^/]+/[^/]+)"
     r"|profiles/[^/]+/[^/]+/[^/]+\.json|(selections|allocations|benchmarks)/[^/]+\.json"

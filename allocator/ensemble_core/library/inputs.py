@@ -22,6 +22,7 @@ from ensemble_core.library.store import Store
 
 RECORD = "splits/validation/inputs.json"
 FILES = "splits/validation/inputs-"  # begins the path of each file of samples
+DECLINED = "splits/validation/no-inputs.json"  # says that nobody is to keep any unasked
 MOST_SAMPLES = 4096
 MOST_BYTES = 64 * 2**20
 # By how much answers to the samples may differ from a model's stored predictions: those may be of another engine, but
@@ -80,12 +81,28 @@ class Inputs:
         sha256 = hashlib.sha256(data).hexdigest()
         file = FileDigest(path=f"{FILES}{sha256[:16]}.npy", sha256=sha256, bytes=len(data))
         self.store.write(file.path, data)
-        return self._write_inputs(KeptInputs(file=file, rows=rows.tolist(), fingerprint=self.header.fingerprint))
+        kept = self._write_inputs(KeptInputs(file=file, rows=rows.tolist(), fingerprint=self.header.fingerprint))
+        self.store.delete(DECLINED)
+        return kept
+
+    def wants_inputs(self) -> bool:
+        """Whether samples are to be kept unasked: there are none, and nobody has removed them."""
+        return self.inputs() is None and not self.store.list(DECLINED)
+
+    def remove_inputs(self) -> None:
+        """Delete the samples, those that others have replaced too, and keep none unasked.
+
+        Stopped at any point, the same again deletes the rest.
+        """
+        self.store.write(DECLINED, b"{}")
+        self.store.delete(RECORD)
+        for path in self.store.list(FILES):
+            self.store.delete(path)
 
     def copy_inputs(self, source: Inputs) -> None:
-        """Take those of another library of the same data, if it has any and this one has none."""
+        """Take those of another library of the same data, if it has any and this one has none and may have some."""
         kept = source.inputs()
-        if kept is not None and self.inputs() is None:
+        if kept is not None and self.wants_inputs():
             self.store.upload(kept.file.path, source.samples(kept))
             self._write_inputs(kept)
 

@@ -17,11 +17,13 @@ from ensemble_core.engines import HALF
 from ensemble_core.errors import UserError
 from ensemble_core.library.inputs import REPRODUCED
 from ensemble_core.library.library import Library
-from ensemble_core.library.records import Accuracy, ModelRecord, Score
+from ensemble_core.library.records import Accuracy, KeptInputs, ModelRecord, Score
 from ensemble_core.metrics import metrics
 
 TOLERANCE = 0.001  # by which cross-entropy, in nats, and error may be worse than in float32; error by one sample always
 CHANGED = 0.01  # share of samples that may get another class
+ALLOWED = f"{TOLERANCE} more of either and {CHANGED:.0%} are allowed"
+LEAST_SAMPLES = 100  # that judge: of fewer, one that gets another class is more than CHANGED already
 NO_INPUTS = (
     "keeps no validation samples, by which half precision is checked: run `ensemble train` of its search again, or "
     "`ensemble library inputs`"
@@ -53,11 +55,9 @@ class Truth:
     predictions: Floats
 
 
-def truth_of(library: Library, record: ModelRecord) -> Truth | None:
-    """What a model is judged by, none if its library keeps no validation samples."""
-    kept = library.inputs()
-    if kept is None:
-        return None
+def truth_of(library: Library, record: ModelRecord) -> Truth:
+    """What a model is judged by; UserError if its library keeps no validation samples, or too few."""
+    kept = _judges(library)
     rows = np.array(kept.rows)
     return Truth(
         where=f"{library.store.url}/{kept.file.path}",
@@ -71,14 +71,19 @@ def truth_of(library: Library, record: ModelRecord) -> Truth | None:
 def judged_by(library: Library, engine: str) -> str | None:
     """Digest of the samples by which a library's models are judged with an engine, none if it computes in float32.
 
-    UserError if the library keeps none.
+    UserError if the library keeps none, or too few.
     """
-    if engine not in HALF:
-        return None
+    return _judges(library).file.sha256 if engine in HALF else None
+
+
+def _judges(library: Library) -> KeptInputs:
     kept = library.inputs()
     if kept is None:
         raise UserError(library.store.url, NO_INPUTS)
-    return kept.file.sha256
+    if len(kept.rows) < LEAST_SAMPLES:
+        problem = f"keeps {len(kept.rows)} validation samples; half precision is checked by {LEAST_SAMPLES} at least"
+        raise UserError(library.store.url, problem)
+    return kept
 
 
 def judge(model: str, truth: Truth, float32: Floats, half: Floats) -> dict[str, Any]:
@@ -95,36 +100,44 @@ def judge(model: str, truth: Truth, float32: Floats, half: Floats) -> dict[str, 
         )
     if half.shape != float32.shape or not np.isfinite(half).all():
         return {"refused": "answers that are no finite numbers"}
-    accuracy = Accuracy(
-        samples=len(half),
-        float32=_score(float32, truth.labels),
-        half=_score(half, truth.labels),
-        changed=float((half.argmax(axis=1) != float32.argmax(axis=1)).mean()),
-    )
+    accuracy = accuracy_of(truth.labels, float32, half)
     found: dict[str, Any] = {"accuracy": accuracy, "largest_difference": _distance(half, float32)}
     if too_far(accuracy):
-        found["refused"] = f"{words(accuracy)}; {TOLERANCE} more of either and {CHANGED:.0%} are allowed"
+        found["refused"] = f"{words(accuracy)}; {ALLOWED}"
     return found
 
 
-def too_far(accuracy: Accuracy) -> bool:
-    """Whether a model is worse in half precision than is allowed, or another one."""
+def accuracy_of(labels: NDArray[np.int64], float32: Floats, half: Floats) -> Accuracy:
+    """Of answers (n, C) in float32 and in half precision, given the true classes (n,)."""
+    return Accuracy(
+        samples=len(half),
+        float32=_score(float32, labels),
+        half=_score(half, labels),
+        changed=float((half.argmax(axis=1) != float32.argmax(axis=1)).mean()),
+    )
+
+
+def too_far(accuracy: Accuracy, votes: bool = False) -> bool:
+    """Whether a model is worse in half precision than is allowed, or another one.
+
+    Cross-entropy is not that of votes, of which one that is lost may be infinitely much.
+    """
     half, float32 = accuracy.half, accuracy.float32
     more_errors = round((half.error - float32.error) * accuracy.samples)
     return not (
-        half.cross_entropy <= float32.cross_entropy + TOLERANCE
+        (votes or half.cross_entropy <= float32.cross_entropy + TOLERANCE)
         and more_errors <= max(1, TOLERANCE * accuracy.samples)
         and accuracy.changed <= CHANGED
     )
 
 
-def words(accuracy: Accuracy) -> str:
+def words(accuracy: Accuracy, split: str = "validation") -> str:
     """An accuracy as people read it."""
     half, float32 = accuracy.half, accuracy.float32
     return (
         f"cross-entropy {half.cross_entropy:.4f} ({float32.cross_entropy:.4f} in float32), "
         f"error {half.error:.2%} ({float32.error:.2%}), another class for {accuracy.changed:.2%} "
-        f"of {accuracy.samples} validation samples"
+        f"of {accuracy.samples} {split} samples"
     )
 
 

@@ -17,14 +17,15 @@ import numpy as np
 
 from ensemble_core.api.ensembleselection import Cost
 from ensemble_core.devices import cpu_device_type, gpu_devices
-from ensemble_core.engines import Engine
+from ensemble_core.engines import HALF, Engine
 from ensemble_core.errors import UserError
 from ensemble_core.library.library import SERVABLE, Library
 from ensemble_core.library.records import BatchProfile, ModelRecord, Profile, Signature
 from ensemble_core.profiling.child import Settings
-from ensemble_core.profiling.half import Truth, judge, judged_by, truth_of
+from ensemble_core.profiling.half import Truth, judge, truth_of
 
 LEAST_BATCH = 8  # measured too, so that memory at other batch sizes can be estimated
+CHILD = (sys.executable, "-P", "-m", "ensemble_core.profiling.child")
 CHILD_SECONDS = 3600.0
 
 
@@ -105,7 +106,7 @@ def measure(
 
 
 def _run(model: str, settings: Settings) -> dict[str, Any]:
-    command = [sys.executable, "-P", "-m", "ensemble_core.profiling.child", json.dumps(asdict(settings))]
+    command = [*CHILD, json.dumps(asdict(settings))]
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=CHILD_SECONDS)
     except subprocess.TimeoutExpired:
@@ -163,10 +164,10 @@ def add_to_profile(
 ) -> Profile:
     """Measure a model at some batch sizes, and store them with what is known of it; MeasurementError if that fails.
 
-    UserError if the engine is of half precision and the library keeps no validation samples, or others than the model
-    was scored on.
+    UserError if the engine is of half precision and the library keeps no validation samples, too few, or others than
+    the model was scored on.
     """
-    truth = truth_of(library, record) if judged_by(library, engine) else None
+    truth = truth_of(library, record) if engine in HALF else None
     if SERVABLE not in record.files:
         raise MeasurementError(f"{record.id}: has no {SERVABLE} yet")
     model = library.file(record, SERVABLE)

@@ -11,14 +11,16 @@ import numpy.typing as npt
 
 from ensemble_core.api.ensembledeployment import Serving
 from ensemble_core.library.library import Library
-from ensemble_core.library.records import Metrics
+from ensemble_core.library.records import Accuracy, Metrics
 from ensemble_core.metrics import metrics
+from ensemble_core.profiling.half import ALLOWED, accuracy_of, too_far, words
 from ensemble_core.report import CommandError
 from ensemble_core.selection.result import MemberResult
 from ensemble_core.serving.backends.averaging.routing import Combiner, Rule
 from ensemble_core.serving.client import predict
 
 TOLERANCE = 1e-5  # of the endpoint's answers
+BETTER = 0.01  # nats by which half precision may lower cross-entropy: what lowers it further are other members
 
 Probabilities = npt.NDArray[np.float32]
 
@@ -30,11 +32,16 @@ class Answers:
     Args:
         samples: How many they are.
         largest_difference: Of any answer from the members' stored predictions, combined as the deployment says.
+        problem: Why these are not the answers of those members; none if they are.
+        accuracy: Of the answers beside those of the stored predictions, where members compute in half precision: by
+            that they are judged then, as the members were, not by how far they are.
         heldout: The ensemble's quality, where that is not the one that the selection tells.
     """
 
     samples: int
     largest_difference: float
+    problem: str | None
+    accuracy: Accuracy | None
     heldout: Metrics | None
 
 
@@ -45,7 +52,7 @@ def ask_heldout(
     libraries: Sequence[Library],
     members: Sequence[MemberResult],
     serving: Serving,
-    tolerance: float = TOLERANCE,
+    in_half: bool = False,
 ) -> Answers:
     """Send the raw held-out samples as a client would, and compare.
 
@@ -56,7 +63,7 @@ def ask_heldout(
         libraries: The selection's sources.
         members: The ensemble.
         serving: How it is served.
-        tolerance: By which a member's answers may differ from its stored predictions.
+        in_half: Whether members compute in half precision.
 
     Raises:
         CommandError: The samples are not those of the library.
@@ -72,12 +79,33 @@ def ask_heldout(
     weights = weights_of(members, serving)
     wanted = expected(stored, weights, serving)
     answers = predict(url, model, np.asarray(images))
-    decided = ~undecided(stored, tolerance) if serving.combiner == "vote" else slice(None)
+    labels = libraries[0].labels("heldout")
+    votes = serving.combiner == "vote"
+    largest = largest_difference(answers, wanted, ~undecided(stored, TOLERANCE) if votes else slice(None))
+    # Without numbers there is no accuracy: the difference is infinite then.
+    accuracy = accuracy_of(labels, wanted, answers) if in_half and np.isfinite(largest) else None
     return Answers(
         samples=len(answers),
-        largest_difference=largest_difference(answers, wanted, decided),
-        heldout=None if _as_selected(members, weights, serving) else metrics(wanted, libraries[0].labels("heldout")),
+        largest_difference=largest,
+        problem=_problem(largest, serving) if accuracy is None else _loss(accuracy, votes),
+        accuracy=accuracy,
+        heldout=None if _as_selected(members, weights, serving) else metrics(wanted, labels),
     )
+
+
+def _problem(largest: float, serving: Serving) -> str | None:
+    if largest <= TOLERANCE:
+        return None
+    if not np.isfinite(largest):
+        return "they are of another shape, or no finite numbers"
+    return f"they differ from {in_words(serving)} by {largest:.1e}, more than {TOLERANCE:g}"
+
+
+def _loss(accuracy: Accuracy, votes: bool) -> str | None:
+    better = accuracy.float32.cross_entropy - accuracy.half.cross_entropy
+    if not too_far(accuracy, votes) and (votes or better <= BETTER):
+        return None
+    return f"{words(accuracy, 'held-out')}; {ALLOWED}, and {BETTER} less cross-entropy"
 
 
 def weights_of(members: Sequence[MemberResult], serving: Serving) -> list[float]:

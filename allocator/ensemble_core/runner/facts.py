@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ensemble_core.library.records import Metrics
+from ensemble_core.library.records import Accuracy, Metrics
 from ensemble_core.library.timeline import Span
 
 
@@ -70,7 +70,8 @@ class Endpoint:
     classes: tuple[str, ...]
     largest_difference: float  # of the answers from `combined`, by the members' stored held-out predictions
     samples: int  # held-out samples that were sent
-    tolerance: float  # of that difference
+    problem: str | None = None  # why these are not the members' answers, none if they are
+    accuracy: Accuracy | None = None  # beside float32, where members compute in half precision: what they are judged by
     combined: str = "the members' average"  # what its answers are
     heldout: Metrics | None = None  # the quality of its answers, where the selection's figures are not those
 

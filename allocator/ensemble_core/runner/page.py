@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from ensemble_core.profiling.half import words
 from ensemble_core.runner import snippets
 from ensemble_core.runner.details import comparison, details
 from ensemble_core.runner.facts import EnsembleFacts, RunFacts
@@ -138,7 +139,7 @@ def _figures(facts: RunFacts, ensemble: EnsembleFacts | None) -> list[Html]:
     of = ensemble or best
     error = percent(of.heldout.error if of.heldout else None)
     single = percent(best.heldout.error if best.heldout else None)
-    good = endpoint.largest_difference <= endpoint.tolerance
+    good = endpoint.problem is None
     return [
         _card(
             "Held-out error",
@@ -170,7 +171,8 @@ def _figures(facts: RunFacts, ensemble: EnsembleFacts | None) -> list[Html]:
             "",
             f"largest difference from {endpoint.combined} by stored predictions, "
             f"of {counted(endpoint.samples, 'held-out sample')}"
-            + ("" if good else f": more than {number(endpoint.tolerance)}"),
+            + (f"; in half precision {words(endpoint.accuracy, 'held-out')}" if endpoint.accuracy and good else "")
+            + ("" if good else f": {endpoint.problem}"),
             "" if good else "bad",
         ),
     ]

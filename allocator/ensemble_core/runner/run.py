@@ -17,8 +17,9 @@ from ensemble_core.api.ensembledeployment import EnsembleDeployment
 from ensemble_core.api.ensembleselection import BEST_SINGLE
 from ensemble_core.library.library import Library
 from ensemble_core.library.store import open_store
+from ensemble_core.profiling.half import words
 from ensemble_core.report import CommandError
-from ensemble_core.runner.check import TOLERANCE, ask_heldout, in_words
+from ensemble_core.runner.check import ask_heldout, in_words
 from ensemble_core.runner.facts import Endpoint, RunFacts
 from ensemble_core.runner.gather import Made, different_members, run_facts
 from ensemble_core.runner.page import render_page
@@ -30,7 +31,6 @@ from ensemble_core.selection.result import SelectionResult
 from ensemble_core.selection.run import find_result
 from ensemble_core.serving.errors import ServingError
 
-HALF_TOLERANCE = 0.1  # where members compute in half precision: for samples that they are unsure about
 SERVE_SECONDS = 300.0  # until the endpoint must answer
 ENDING_SECONDS = 2.0  # for a stage whose endpoint is gone to be seen to have ended
 LOOK_SECONDS = 0.5  # between looks at the endpoint while it is kept
@@ -197,11 +197,9 @@ class Run:
         members = result.members(budget)
         model, header, address = self.deployment.metadata.name, libraries[0].header, served.address()
         serving = self.deployment.spec.serving
-        tolerance = HALF_TOLERANCE if allocations[budget].in_half else TOLERANCE
+        in_half = allocations[budget].in_half
         try:
-            answers = ask_heldout(
-                address["grpc"], model, self.workspace.heldout, libraries, members, serving, tolerance
-            )
+            answers = ask_heldout(address["grpc"], model, self.workspace.heldout, libraries, members, serving, in_half)
         except ServingError as error:
             served.running.ended_within(ENDING_SECONDS)  # a killed stage's server dies a moment before the stage has
             served.check()
@@ -215,7 +213,8 @@ class Run:
             classes=header.class_names,
             largest_difference=answers.largest_difference,
             samples=answers.samples,
-            tolerance=tolerance,
+            problem=answers.problem,
+            accuracy=answers.accuracy,
             combined=in_words(serving),
             heldout=answers.heldout,
         )
@@ -229,6 +228,8 @@ class Run:
             f"The endpoint's answers for {endpoint.samples} held-out samples differ from {endpoint.combined} by at "
             f"most {endpoint.largest_difference:.1e}."
         )
+        if endpoint.accuracy is not None:
+            self.show.say(f"In half precision: {words(endpoint.accuracy, 'held-out')}.")
         self.show.say(f"Report: {self.workspace.page}")
 
 
@@ -240,11 +241,8 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def _judge_answers(endpoint: Endpoint) -> None:
-    if endpoint.largest_difference > endpoint.tolerance:
-        raise CommandError(
-            f"the endpoint's answers differ from {endpoint.combined} by {endpoint.largest_difference:.1e}, "
-            f"more than {endpoint.tolerance:g}"
-        )
+    if endpoint.problem is not None:
+        raise CommandError(f"the endpoint's answers are not those of the members: {endpoint.problem}")
 
 
 def _judge_budgets(result: SelectionResult) -> None:

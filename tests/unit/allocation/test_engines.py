@@ -132,6 +132,23 @@ def test_what_half_precision_does_goes_along_unless_it_was_refused() -> None:
     assert (found.engines, found.accuracies) == ({}, {})
 
 
+@pytest.mark.parametrize(
+    ("half", "spread", "engine"),
+    [(0.497, 0.06, "openvino"), (0.497, 0.0, "openvino"), (0.48, 0.06, "openvino"), (0.48, 0.0, "openvino-bf16")],
+)
+def test_half_precision_must_be_faster_than_the_fastest_engine_in_float32_by_more_than_the_noise(
+    half: float, spread: float, engine: Engine
+) -> None:
+    profiles: dict[Engine, Profile] = {
+        "onnxruntime": profile("onnxruntime", every(1.0), spread),
+        "openvino": profile("openvino", every(0.5), spread),
+        "openvino-bf16": profile("openvino-bf16", every(half), spread),
+    }
+    assert dict(choose(profiles, SIZES).engines) == dict.fromkeys(SIZES, engine)
+    without = {each: own for each, own in profiles.items() if each != "openvino"}
+    assert dict(choose(without, SIZES).engines) == dict.fromkeys(SIZES, "openvino-bf16")
+
+
 TIMES = st.dictionaries(st.sampled_from((4, 8, 32, 100, 128)), st.floats(1e-3, 1e3), min_size=1)
 
 

@@ -12,7 +12,7 @@ from ensemble_core import engines
 from ensemble_core.allocation import prepare
 from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.plan import Engines
-from ensemble_core.allocation.prepare import Ensemble, allocated_plan, allocation_of, overridden, profiled
+from ensemble_core.allocation.prepare import Ensemble, allocated_plan, allocation_of, overridden, profiled, subject_of
 from ensemble_core.allocation.result import (
     AllocatedMember,
     AllocationResult,
@@ -28,7 +28,7 @@ from ensemble_core.commands.allocate import accuracies, summary
 from ensemble_core.engines import HALF
 from ensemble_core.errors import UserError
 from ensemble_core.library.records import Accuracy, BatchProfile, Profile, Score, Signature
-from ensemble_core.profiling.half import NO_INPUTS
+from ensemble_core.profiling.half import LEAST_SAMPLES, NO_INPUTS, OtherSamplesError
 
 KIND = "cpu-test-1c"
 SCORE = Score(cross_entropy=0.5, error=0.25)
@@ -40,10 +40,12 @@ class Profiles:
 
     store = SimpleNamespace(url="libraries/digits")
     kept: str | None = "e" * 64  # digest of validation samples
+    rows = LEAST_SAMPLES
 
     def __init__(self, subject: Subject, **engines: tuple[float, float]) -> None:
         self._sha256 = {member.model_id: member.sha256 for member in subject.members}
         self._engines = engines
+        self.looks = 0
 
     def profiled_on(self, engine: str, model: str) -> tuple[str, ...]:
         return ("cpu-x-1c",) if engine in self._engines else ()
@@ -63,7 +65,8 @@ class Profiles:
         )  # fmt: skip
 
     def inputs(self) -> Any:
-        return self.kept and SimpleNamespace(file=SimpleNamespace(sha256=self.kept))
+        self.looks += 1
+        return self.kept and SimpleNamespace(file=SimpleNamespace(sha256=self.kept), rows=range(self.rows))
 
 
 @pytest.fixture
@@ -77,6 +80,7 @@ def on_this_machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ensemble]:
         monkeypatch.setattr(prepare, "server_version", lambda names: subject.server)
         monkeypatch.setattr(prepare, "load_settings", lambda deployment: subject.load)
         monkeypatch.setattr(prepare, "version_of", lambda engine: "1")
+        monkeypatch.setattr(prepare, "why_not", lambda engine: None)
         library: Any = Profiles(subject, **engines)
         return Ensemble(
             where="ensemble.yaml: EnsembleDeployment digits",
@@ -178,12 +182,64 @@ def test_half_precision_needs_validation_samples(
     assert told == [f"openvino-bf16, openvino-fp16 not used for models of libraries/digits: it {NO_INPUTS}"]
 
 
+def test_half_precision_needs_validation_samples_enough_to_tell(
+    make_subject: Callable[..., Subject], on_this_machine: Callable[..., Ensemble], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Profiles, "rows", LEAST_SAMPLES - 1)
+    told: list[str] = []
+    asked = with_engines(make_subject(), "openvino", "openvino-bf16")
+    subject, _ = profiled(on_this_machine(asked, **HALF_FASTER), told.append)
+    assert subject.engines(Matrix(((8, 0), (0, 32)))) == (("openvino", None), (None, "openvino"))
+    assert told == [
+        "openvino-bf16 not used for models of libraries/digits: it keeps 99 validation samples; half precision is "
+        "checked by 100 at least"
+    ]
+
+
+def test_an_allocation_in_half_precision_is_one_of_the_samples_that_members_are_judged_by(
+    make_subject: Callable[..., Subject], on_this_machine: Callable[..., Ensemble], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = with_engines(make_subject(), "openvino", "openvino-bf16")
+    found: list[tuple[str, str]] = []
+    for kept in (None, "e" * 64, "f" * 64):
+        monkeypatch.setattr(Profiles, "kept", kept)
+        of_half, plain = (
+            on_this_machine(each, **HALF_FASTER, **{"openvino-fp16": (9.0, 1.0)}) for each in (asked, make_subject())
+        )
+        subject, _ = profiled(of_half)
+        assert subject.digest() == subject_of(of_half).digest()  # known without measuring
+        assert cast(Any, of_half.libraries[0]).looks == 2  # once each time, however many members and engines
+        found.append((subject.digest(), profiled(plain)[0].digest()))
+        assert cast(Any, plain.libraries[0]).looks == 0
+    assert len({half for half, _ in found}) == 3
+    assert {plain for _, plain in found} == {make_subject().digest()}
+
+
+def test_a_model_that_was_scored_on_other_samples_stays_as_it_is_and_why_is_told(
+    make_subject: Callable[..., Subject], on_this_machine: Callable[..., Ensemble], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(library: Any, record: Any, *rest: Any) -> Profile:
+        raise OtherSamplesError("inputs.npy", f"are not those of {record.id}")
+
+    monkeypatch.setattr(prepare, "add_to_profile", refuse)
+    asked = with_engines(make_subject(), "openvino", "openvino-bf16")
+    ensemble = on_this_machine(asked, onnxruntime=(4.0, 100.0), openvino=(3.0, 100.0))
+    told: list[str] = []
+    subject, _ = profiled(ensemble, told.append)
+    assert subject.engines(Matrix(((8, 0), (0, 32)))) == (("openvino", None), (None, "openvino"))
+    assert [line for line in told if not line.startswith("measuring")] == [
+        f"openvino-bf16 is not used for {name} on {KIND}: inputs.npy: are not those of {name}"
+        for name in ("m-0000", "m-0001")
+    ]
+
+
 def test_half_precision_needs_a_cpu_that_computes_so(
     make_subject: Callable[..., Subject], on_this_machine: Callable[..., Ensemble], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = with_engines(make_subject(), "openvino", "openvino-bf16", "openvino-fp16")
     ensemble = on_this_machine(asked, **HALF_FASTER)
     monkeypatch.setattr(engines, "cpu_precisions", lambda: frozenset({"FP32", "BF16"}))
+    monkeypatch.setattr(prepare, "why_not", engines.why_not)
     monkeypatch.setattr(prepare, "version_of", lambda engine: None if engine == "openvino-fp16" else "1")
     told: list[str] = []
     profiled(ensemble, told.append)

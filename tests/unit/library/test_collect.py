@@ -106,6 +106,30 @@ def test_inputs_that_were_replaced_go_after_a_day(library: Library) -> None:
     assert np.load(library.samples(second)).max() == 2
 
 
+def test_inputs_that_are_kept_again_while_others_are_removed_stay(library: Library) -> None:
+    one, other = (np.full((12, 8, 8, 1), value, np.uint8) for value in (1, 2))
+    library.keep_inputs(one, "inputs")
+    library.keep_inputs(other, "inputs")
+    _age(library, "splits/")
+    planned = collect.plan(library)
+    kept = library.keep_inputs(one, "inputs")
+    collect.remove(library, planned)
+    assert library.inputs() == kept
+    assert np.load(library.samples(kept)).max() == 1
+
+
+def test_inputs_that_are_being_written_again_stay(library: Library) -> None:
+    """The file comes before the record that names it."""
+    one, other = (np.full((12, 8, 8, 1), value, np.uint8) for value in (1, 2))
+    first = library.keep_inputs(one, "inputs")
+    library.keep_inputs(other, "inputs")
+    _age(library, "splits/")
+    planned = collect.plan(library)
+    library.store.write(first.file.path, library.store.read(first.file.path))
+    collect.remove(library, planned)
+    assert np.load(library.samples(first)).max() == 1
+
+
 def test_models_go_only_when_asked_and_nothing_picked_them(library: Library, publish: Publish, claim: Claims) -> None:
     for trial in range(4):
         library.claim("digits", claim(trial))

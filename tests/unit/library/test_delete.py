@@ -12,6 +12,7 @@ import pytest
 from ensemble_core import cli
 from ensemble_core.errors import UserError
 from ensemble_core.library import Library, Store, collect
+from ensemble_core.library.inputs import DECLINED
 from ensemble_core.library.records import BatchProfile, Claim, Failure, ModelRecord, Profile, Rung
 
 Publish = Callable[..., ModelRecord]
@@ -31,6 +32,7 @@ def full(library: Library, publish: Publish, claim: Claims, rung: Rungs, tmp_pat
     (state / "weights").write_bytes(b"12345")
     library.store.create("searches/digits/spec.json", b"{}")
     library.keep_inputs(np.zeros((12, 8, 8, 1), np.uint8), "inputs")
+    library.store.write(DECLINED, b"{}")
     library.begin_attempt("digits")
     for trial in range(3):
         library.claim("digits", claim(trial))

@@ -61,6 +61,24 @@ def test_what_models_cannot_take_is_refused_and_nothing_is_written(library: Libr
     assert not library.store.list("splits/validation/inputs")
 
 
+def test_what_was_removed_is_gone_and_comes_back_only_when_asked(library: Library) -> None:
+    assert library.wants_inputs()
+    for samples in (SAMPLES, SAMPLES[::-1]):
+        library.keep_inputs(samples, "inputs")
+    assert not library.wants_inputs()
+    assert len(library.store.list("splits/validation/inputs-")) == 2
+    library.remove_inputs()
+    assert not library.store.list("splits/validation/inputs")  # what was replaced is gone, too
+    assert library.inputs() is None
+    assert not library.wants_inputs()
+    library.remove_inputs()
+    assert library.verify() == []
+    kept = library.keep_inputs(SAMPLES, "inputs")
+    assert library.inputs() == kept
+    library.store.delete(RECORD)
+    assert library.wants_inputs()
+
+
 def _told(library: Library) -> str:
     """The one thing that is wrong with the library."""
     (told,) = Library.open(library.store).verify()
@@ -115,6 +133,10 @@ def test_inputs_go_along_into_a_library_that_has_none(library: Library, tmp_path
     other.copy_inputs(library)
     assert other.inputs() == kept
     assert other.verify() == []
+    other.remove_inputs()
+    other.copy_inputs(library)
+    assert other.inputs() is None
+    other.keep_inputs(SAMPLES, "inputs")
     library.keep_inputs(SAMPLES[::-1], "inputs")
     other.copy_inputs(library)
     assert other.inputs() == kept

@@ -338,6 +338,25 @@ def test_inputs_are_kept_with_the_labels(imported: Library, tmp_path: Path, caps
     assert other.samples(kept).read_bytes() == imported.samples(kept).read_bytes()
 
 
+def test_a_library_can_do_without_inputs(imported: Library, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ensemble("inputs", imported.store.url, tmp_path / "inputs.npy") == 0
+    model = imported.models()[0].id
+    assert ensemble("export", imported.store.url, model, "--to", tmp_path / "other", "--without-inputs") == 0
+    other = Library.open(LocalStore(tmp_path / "other"))
+    assert not other.store.list("splits/validation/inputs")
+    assert [each.id for each in other.models()] == [model]
+    capsys.readouterr()
+    assert ensemble("inputs", imported.store.url, "--remove") == 0
+    assert "keeps no validation samples any more" in capsys.readouterr().out
+    assert not imported.store.list("splits/validation/inputs")
+    for options in ([], [tmp_path / "inputs.npy", "--remove"]):
+        with pytest.raises(SystemExit):
+            ensemble("inputs", imported.store.url, *options)
+    with pytest.raises(SystemExit):
+        ensemble("export", "--help")
+    assert "the validation samples that the library keeps" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [

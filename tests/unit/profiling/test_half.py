@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 
 from ensemble_core import engines
 from ensemble_core.library.records import Accuracy, Score
+from ensemble_core.profiling import child
 from ensemble_core.profiling.half import CHANGED, TOLERANCE, OtherSamplesError, Truth, judge, too_far
 
 SAMPLES = 1000
@@ -62,6 +65,13 @@ def test_what_is_too_far(samples: int, entropy: float, errors: int, changed: flo
     assert too_far(accuracy) is refused
 
 
+def test_a_vote_that_is_lost_counts_as_an_error_and_not_by_its_infinite_cross_entropy() -> None:
+    half, float32 = Score(cross_entropy=0.6, error=0.2), Score(cross_entropy=0.5, error=0.2)
+    accuracy = Accuracy(samples=4000, float32=float32, half=half, changed=0.0)
+    assert (too_far(accuracy), too_far(accuracy, votes=True)) == (True, False)
+    assert too_far(accuracy.model_copy(update={"changed": 0.02}), votes=True)
+
+
 def test_a_model_that_gets_worse_is_refused_with_both_scores() -> None:
     found = judged(answers(0.8), answers(0.8, wrong=20))
     assert found["accuracy"].changed == 0.02
@@ -95,3 +105,27 @@ def test_an_engine_that_the_cpu_does_not_have_is_not_there(monkeypatch: pytest.M
         engines.loader("openvino-fp16")
     monkeypatch.setattr(engines, "_tensorrt_version", lambda: None)
     assert engines.why_not("tensorrt-fp16") == "tensorrt is not installed"
+
+
+def test_what_must_reproduce_the_predictions_is_computed_on_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On GPUs ONNX Runtime may compute float32 in TF32."""
+    places: list[tuple[str, int | None, tuple[int, ...]]] = []
+
+    def loader(engine: engines.Engine) -> engines.Loader:
+        def load(path: Path, place: engines.Place) -> engines.Model:
+            places.append((engine, place.gpu, place.cores))
+            return engines.Model(np.dtype(np.uint8), (1,), lambda rows: np.ones((len(rows), 2), np.float32))
+
+        return load
+
+    monkeypatch.setattr(engines, "loader", loader)
+    monkeypatch.setattr(child, "_gpu_memory", lambda gpu: 0.0)
+    monkeypatch.setattr(child, "metered", lambda gpu: lambda: None)
+    np.save(tmp_path / "inputs.npy", np.zeros((10, 1), np.uint8))
+    core = min(os.sched_getaffinity(0))
+    settings = child.Settings("m.onnx", "uint8", [1], [core], 0, [4], "tensorrt-fp16")
+    child.measure(replace(settings, inputs=str(tmp_path / "inputs.npy"), answers=str(tmp_path)))
+    assert places == [("tensorrt-fp16", 0, ()), ("onnxruntime", None, (core,))]
+    assert np.load(tmp_path / "float32.npy").shape == (10, 2)

@@ -114,7 +114,7 @@ def make_facts() -> Callable[..., RunFacts]:
             matrices=matrices(chosen["large"], 8),
             best_matrix=7,
             endpoint=Endpoint(
-                "digits", "127.0.0.1:8000", "127.0.0.1:8001", "UINT8", (8, 8, 1), tuple("0123456789"), 6e-8, 450, 1e-5
+                "digits", "127.0.0.1:8000", "127.0.0.1:8001", "UINT8", (8, 8, 1), tuple("0123456789"), 6e-8, 450
             ),
             documents="kind: HPOSearch\n",
         )

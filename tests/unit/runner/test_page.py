@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 
-from ensemble_core.library.records import Metrics
+from ensemble_core.library.records import Accuracy, Metrics, Score
 from ensemble_core.library.timeline import Span
 from ensemble_core.runner import snippets
 from ensemble_core.runner.facts import Endpoint, MatrixFacts, RunFacts
@@ -216,7 +216,7 @@ def test_what_is_not_a_number_is_a_dash(make_facts: Make) -> None:
         front=((NAN, NAN, 1), *facts.front),
         matrices=(replace(facts.matrices[0], throughput=NAN, spread=NAN), *facts.matrices[1:]),
         ensembles=(replace(facts.ensembles[0], cost=NAN, throughput=NAN), *facts.ensembles[1:]),
-        endpoint=replace(facts.endpoint, largest_difference=NAN),
+        endpoint=replace(facts.endpoint, largest_difference=NAN, problem="they are no finite numbers"),
     )
     text = render_page(broken)
     assert not re.search(r"\b(nan|inf)\b", Page(text).text, re.IGNORECASE)
@@ -235,9 +235,20 @@ def test_an_ensemble_that_loses_is_said_to_lose(make_facts: Make) -> None:
 def test_an_endpoint_that_differs_is_marked(make_facts: Make) -> None:
     facts = make_facts()
     assert "✓" in render_page(facts)
-    wrong = render_page(replace(facts, endpoint=replace(facts.endpoint, largest_difference=0.3)))
+    differs = replace(facts.endpoint, largest_difference=0.3, problem="they differ too much")
+    wrong = render_page(replace(facts, endpoint=differs))
     assert "✗ 0.300" in wrong
+    assert ": they differ too much" in wrong
     assert "✓" not in wrong
+
+
+def test_what_half_precision_does_to_the_endpoint_is_told(make_facts: Make) -> None:
+    facts = make_facts()
+    float32, half = Score(cross_entropy=0.5, error=0.25), Score(cross_entropy=0.501, error=0.25)
+    accuracy = Accuracy(samples=450, float32=float32, half=half, changed=0.002)
+    text = Page(render_page(replace(facts, endpoint=replace(facts.endpoint, accuracy=accuracy)))).text
+    assert "in half precision cross-entropy 0.5010 (0.5000 in float32)" in text
+    assert "another class for 0.20% of 450 held-out samples" in text
 
 
 def test_a_pause_between_attempts_is_left_out() -> None:
@@ -288,7 +299,7 @@ def test_markup_escapes_text_and_attributes_and_refuses_nan() -> None:
 
 @pytest.fixture
 def endpoint() -> Endpoint:
-    return Endpoint("it's", "127.0.0.1:8000", "127.0.0.1:8001", "FP32", (2, 3), ("a", "b"), 0.0, 1, 1e-5)
+    return Endpoint("it's", "127.0.0.1:8000", "127.0.0.1:8001", "FP32", (2, 3), ("a", "b"), 0.0, 1)
 
 
 def test_curl_sends_a_whole_sample(endpoint: Endpoint) -> None:

@@ -114,6 +114,9 @@ def test_the_validation_samples_are_kept_once(tmp_path: Path) -> None:
     before = files(tmp_path / "library")
     open_search(search, local=True)
     assert files(tmp_path / "library") == before
+    library.remove_inputs()
+    open_search(search, local=True)
+    assert library.inputs() is None
 
 
 def test_the_given_cluster_goes_before_that_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
