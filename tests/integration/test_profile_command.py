@@ -217,7 +217,7 @@ def test_a_process_that_is_killed_is_told_as_such(
     python = workplace.folder / "python"
     python.write_text("#!/bin/sh\nkill -9 $$\n")
     python.chmod(0o755)
-    monkeypatch.setattr(measuring.sys, "executable", str(python))
+    monkeypatch.setattr(measuring, "CHILD", (str(python),))
     assert workplace.run("profile") == 1
     assert "victim: the process was killed by signal 9" in capsys.readouterr().err
 
