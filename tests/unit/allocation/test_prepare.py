@@ -38,7 +38,7 @@ SIGNATURE = Signature(input_type="uint8", input_shape=(8, 8, 1), classes=10)
 class Profiles:
     """A library that has a profile of each member by each engine: (seconds of 2000 samples, MiB) at any batch size."""
 
-    store = SimpleNamespace(url="libraries/digits")
+    store = SimpleNamespace(url="libraries/digits", check_writable=lambda: None)
     kept: str | None = "e" * 64  # digest of validation samples
     rows = LEAST_SAMPLES
 
