@@ -140,3 +140,17 @@ def test_changes(server: Any, existing: tuple[dict[str, Any], dict[str, Any]]) -
         assert blamed(answer) == {case["at"]}, answer["message"]
     else:
         assert code == 200, answer["message"]
+
+
+def test_the_largest_matrix_is_within_the_servers_budget_for_rules(server: Any) -> None:
+    document = copy.deepcopy(SAMPLES["ensembledeployment-minimal"])
+    document["spec"]["optimization"] = {
+        "algorithm": "guided",
+        "matrix": [{"device": f"gpu{row}", "batchSizes": [128] * 256} for row in range(1024)],
+    }
+    code, answer = create(server, document)
+    assert code == 201, answer["message"]
+    document["spec"]["optimization"]["matrix"][-1]["batchSizes"][-1] = 1 << 20
+    code, answer = create(server, document)
+    assert code == 422, answer
+    assert blamed(answer) == {"spec.optimization.matrix"}, answer["message"]
