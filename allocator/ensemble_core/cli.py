@@ -23,6 +23,7 @@ VERBS = {
     "render": "write the files from which a pod serves an allocated ensemble",
     "server": "run Triton on rendered files",
     "agent": "keep the models of rendered files loaded in that Triton",
+    "drain": "have that Triton answer what it was asked, and take no more, before it is ended",
     "predict": "ask a served ensemble",
     "dataset": "write a split of the data set as arrays",
     "library": "list, check, extend and clean a model library",

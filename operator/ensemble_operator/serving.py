@@ -56,8 +56,8 @@ AGENT = Resources(cpu=0.05, memory=192, memory_limit=512)
 # and sees its processes, /proc would show its files, the token among them.
 AGENT_USER = 65531
 RENDER_CPU = 0.1
-DRAIN_SECONDS = 10  # in which a pod that is to end still answers, for those who have not heard of it yet
-GRACE_SECONDS = 90  # the above, and the longest that a request may take
+DRAIN_SECONDS = 10  # in which a pod that is to end still takes requests, of those who have not heard of it yet
+END_SECONDS = 20  # for Triton to end, beyond the above and the longest that a request may take
 LOADING_SECONDS = 3600  # after which a server that has not loaded its models is started again
 
 
@@ -281,7 +281,7 @@ def build_template(served: Served, revision: str) -> Manifest:
         ],
         restart_policy="Always",
         shareProcessNamespace=True,
-        terminationGracePeriodSeconds=GRACE_SECONDS,
+        terminationGracePeriodSeconds=DRAIN_SECONDS + _longest(spec.serving) + END_SECONDS,
         **({} if spec.pod_overrides.topology_spread_constraints else _spread(owner)),
     )
     return template(owner, "serve", spec.pod_overrides, pod, child=child, extra_labels={REVISION: revision})
@@ -322,8 +322,19 @@ def _triton(served: Served, needs: Resources, shared_mount: Manifest) -> Manifes
             "timeoutSeconds": 5,
             "failureThreshold": 6,
         },
-        lifecycle={"preStop": {"exec": {"command": ["sleep", str(DRAIN_SECONDS)]}}},
+        lifecycle={"preStop": {"exec": {"command": _drain(served.spec.serving)}}},
     )
+
+
+def _drain(serving: Serving) -> list[str]:
+    """What comes before the server's end: Triton by itself ends members first, and what is in flight fails."""
+    of = ("--repository", REPOSITORY, "--http-port", str(serving.http_port))
+    return ["ensemble", "drain", *of, "--after", str(DRAIN_SECONDS), "--within", str(_longest(serving))]
+
+
+def _longest(serving: Serving) -> int:
+    """Seconds that a request may take."""
+    return math.ceil(serving.deadline_seconds)
 
 
 def _agent(served: Served, child: str) -> Manifest:

@@ -29,8 +29,8 @@ from ensemble_core.commands import allocate
 from ensemble_core.errors import UserError
 from ensemble_core.library.library import Library
 from ensemble_core.library.store import open_store
-from ensemble_core.serving import processes, rendered
-from ensemble_core.serving.client import predict
+from ensemble_core.serving import exposition, processes, rendered
+from ensemble_core.serving.client import connect, predict
 from ensemble_core.serving.errors import ServingError
 from ensemble_core.serving.installation import CHOICE, CONTROL_HEADER, Ports
 from ensemble_core.serving.process import choose
@@ -493,6 +493,39 @@ def test_a_server_ends_on_sigterm_and_leaves_no_process(pod: Pod) -> None:
     assert not any(processes.alive(stub) for stub in stubs if stub)
     pod.start_server()
     wait_until(lambda: pod.progress()["note"] == "" and pod.ready(), "not loaded again")
+
+
+def test_what_is_in_flight_is_answered_before_the_server_is_ended(pod: Pod) -> None:
+    """As the kubelet ends a pod: the agent at once, the server after what it is to do before."""
+    agent = pod.running.pop("agent")
+    agent.terminate()
+    assert agent.wait(10) == 0
+    size, before, ended = pod.plan.max_batch_size, received(pod), []
+    count = MANY // 5 // size
+    given = grpc.InferInput("INPUT", [size, *pod.plan.signature.input_shape], "UINT8")
+    given.set_data_from_numpy(np.resize(allocated.images("heldout"), given.shape()))
+    with connect(pod.url) as client:
+        for _ in range(count):
+            client.async_infer(pod.plan.name, [given], lambda result, error: ended.append(error))
+        wait_until(lambda: received(pod) == before + count, "not all there")
+        assert len(ended) < count
+        options = ("--repository", str(pod.folder), "--http-port", str(pod.ports.http), "--within", str(SECONDS))
+        drained = subprocess.run([*ENSEMBLE, "drain", *options], capture_output=True, text=True, timeout=2 * SECONDS)
+        wait_until(lambda: len(ended) == count, "not all answered, nor refused")
+        server = pod.running.pop("server")
+        server.terminate()
+        assert server.wait(30) == 0
+    assert (drained.returncode, drained.stderr) == (0, "")
+    assert ended == [None] * count
+    pod.start_agent()
+    pod.start_server()
+    wait_until(lambda: pod.progress()["note"] == "" and pod.ready(), "not loaded again")
+
+
+def received(pod: Pod) -> float:
+    """Requests that the front model has got."""
+    now = exposition.read(f"127.0.0.1:{pod.ports.metrics}", 0.0)
+    return sum(now.of("ensemble_received_requests_total", model=pod.plan.name).values())
 
 
 # ------------------------------------------------------------------------------------------------- the selection named

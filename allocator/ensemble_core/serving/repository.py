@@ -81,7 +81,7 @@ def forget(model: str, folder: Path) -> None:
 
 
 def _link(source: Path, target: Path) -> None:
-    if target.is_file() and os.path.samefile(source, target):
+    if target.is_file() and (not source.exists() or os.path.samefile(source, target)):  # it may be gone since
         return
     target.unlink(missing_ok=True)
     try:

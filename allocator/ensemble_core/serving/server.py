@@ -306,8 +306,8 @@ class TritonServer:
                     self._load(self._plan)
             except ServingError as error:
                 self._trouble = str(error)
-                self._process.kill()
-                self._process.end()  # the next look tries again
+                if not self._process.ended():  # it runs, or did not start: nothing else tells why
+                    self._kill(str(error).partition("\n")[0])  # the next look tries again
 
     def _repair(self, dead: Mapping[str, int]) -> None:
         """Load models again whose processes died: Triton does not notice, and a load without unload may do nothing."""

@@ -228,6 +228,41 @@ def test_a_server_that_is_killed_is_started_again(server, plan, ensemble):
     wait_until(lambda: not any(processes.alive(pid) for pid in stubs), "stubs of the killed server live")
 
 
+def test_members_are_loaded_again_when_the_library_s_files_are_gone(ensemble, tmp_path):
+    """The server has them under names of its own."""
+    own = ensemble.of("uint8", tmp_path)
+    plan = own.plan((0, 0, 8), (1, 1, 8), (2, 0, 8))
+    with TritonServer() as server:
+        server.apply(plan)
+        for member in plan.members:
+            Path(member.onnx).unlink()
+        os.kill(server.stub("m-1--cpu1--b8"), signal.SIGKILL)
+        wait_until(lambda: server.revivals == ["m-1--cpu1--b8"], "not revived")
+        answered_again(server, plan, own)
+        os.kill(server.pid, signal.SIGKILL)
+        wait_until(lambda: len(server.restarts) == 1, "not restarted")
+        answered_again(server, plan, own)
+        server.check()
+
+
+def test_why_a_server_that_is_started_again_cannot_load_is_told(ensemble, tmp_path):
+    own = ensemble.of("uint8", tmp_path)
+    plan = own.plan((0, 0, 8), (1, 1, 8), (2, 0, 8))
+    broken = Path(plan.members[1].onnx)  # the same file as the server's
+    content = broken.read_bytes()
+    with TritonServer() as server:
+        server.apply(plan)
+        broken.write_bytes(content[:100])
+        os.kill(server.pid, signal.SIGKILL)
+        wait_until(lambda: len(server.incidents) > 1, "not told")
+        broken.write_bytes(content)
+        answered_again(server, plan, own)
+        told = server.incidents
+    assert told[0] == "the server was killed by signal 9; it is started again"
+    why = r"m-1--cpu1--b8: load: .*: the server is ended, and started again"
+    assert all(re.fullmatch(why, each) for each in told[1:])
+
+
 def test_a_server_that_is_killed_while_it_loads_keeps_nobody_waiting(plan, ensemble):
     """A model's process that was just started waits for a dead server for ever, and holds the loader's connection."""
     with TritonServer() as server, ThreadPoolExecutor(1) as pool:

@@ -226,11 +226,15 @@ def test_a_pod_takes_requests_when_the_front_model_does() -> None:
     assert [port["name"] for port in triton["ports"]] == ["http", "grpc", "metrics"]
 
 
-def test_a_pod_that_ends_still_answers_for_a_while() -> None:
-    deployment = build_deployment(served(), 1)
-    command = containers(deployment)["triton"]["lifecycle"]["preStop"]["exec"]["command"]
-    assert command[0] == "sleep"
-    assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > int(command[1]) + 60
+def test_a_pod_that_ends_still_answers_for_a_while_and_then_what_it_has() -> None:
+    one = served(serving={"httpPort": 9000, "deadlineSeconds": 100.5})
+    pod = build_deployment(one, 1)["spec"]["template"]["spec"]
+    before_the_end = containers(build_deployment(one, 1))["triton"]["lifecycle"]["preStop"]["exec"]["command"]
+    assert before_the_end == [
+        *["ensemble", "drain", "--repository", "/repository", "--http-port", "9000"],
+        *["--after", "10", "--within", "101"],
+    ]
+    assert pod["terminationGracePeriodSeconds"] == 10 + 101 + 20
 
 
 def test_deployment() -> None:
