@@ -53,7 +53,7 @@ class Benchmark(Frozen):
     matrix: Rows
     throughput: Throughput
     shares: Shares | None = None  # none: free workers pull
-    repeat: int = Field(0, ge=0)  # how often it had been measured before; an incumbent once, by whoever found it
+    repeat: int = Field(0, ge=0)  # how often it had been measured before; from 1 where there is an incumbent
 
     @property
     def candidate(self) -> Candidate:
