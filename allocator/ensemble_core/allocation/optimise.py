@@ -28,7 +28,7 @@ from ensemble_core.allocation.load import load_of
 from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.memory import Memory
 from ensemble_core.allocation.model import Problem, upper_bound
-from ensemble_core.allocation.objectives import PERCENTILES, Latency, Objective, ThroughputWithin, keeps_limit, up_to
+from ensemble_core.allocation.objectives import Latency, Objective, ThroughputWithin, keeps_limit, up_to
 from ensemble_core.allocation.objectives import Throughput as MostThroughput
 from ensemble_core.allocation.result import (
     AllocatedMember,
@@ -229,8 +229,7 @@ def _refuse_if_too_slow(where: str, subject: Subject, bench: Benchmarks, best: C
         return
     latencies: dict[Candidate, float] = {}  # the longest of each candidate
     for done in bench.done:
-        if done.throughput.latency_seconds is not None:
-            seconds = done.throughput.latency_seconds[PERCENTILES.index(objective.percentile)]
+        if (seconds := objective.latency(done.throughput.measured())) is not None:
             latencies[done.candidate] = max(seconds, latencies.get(done.candidate, 0.0))
     if latencies.get(best, 0.0) > objective.seconds:
         problem = (
