@@ -357,8 +357,8 @@ def _reference(
 def _incumbent(where: str, results: Results, subject: Subject, memory: Memory, problem: Problem) -> Candidate | None:
     """The matrix that the spec gives, or the best allocation that the library has for such members and devices.
 
-    Those measured under the same load, by the same server, come first, by the objective; the others by samples/s.
-    Reference algorithms have none.
+    Those measured under the same load, by the same server, come first, by the objective; the others by samples/s. What
+    was replaced is behind all that was not: it may have been measured on a better day. Reference algorithms have none.
     """
     if subject.deployment.spec.optimization.algorithm != "guided":
         return None
@@ -381,7 +381,9 @@ def _incumbent(where: str, results: Results, subject: Subject, memory: Memory, p
     comparable = [found for found in known if found.conditions == subject.conditions()]
     objective = objective_of(subject)
     if comparable:
-        return max(comparable, key=lambda found: objective.score(found.throughput.measured())).candidate
+        lost = {found.replaced for found in comparable}
+        standing = [found for found in comparable if found.candidate not in lost] or comparable
+        return max(standing, key=lambda found: objective.score(found.throughput.measured())).candidate
     fastest = max(known, key=lambda found: found.throughput.samples_per_second, default=None)
     return None if fastest is None else fastest.candidate
 

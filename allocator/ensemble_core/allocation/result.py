@@ -113,6 +113,12 @@ class AllocationResult(Frozen):
         return Candidate(Matrix(self.matrix), self.shares)
 
     @property
+    def replaced(self) -> Candidate | None:
+        """The incumbent that something better was measured beside, none if it stayed or there was none."""
+        first = next(iter(self.benchmarks), None)
+        return first.candidate if first and first.repeat and first.candidate != self.candidate else None
+
+    @property
     def in_half(self) -> bool:
         """Whether a worker computes in half precision."""
         return any(engine in HALF for row in self.engines for engine in row)

@@ -419,6 +419,24 @@ def test_the_incumbent_is_the_best_by_the_objective_of_those_measured_alike(
     assert {size for row in other.benchmarks[0].matrix for size in row} == {0, 32}
 
 
+def test_what_was_replaced_is_not_the_incumbent_again_though_it_was_measured_on_a_better_day(
+    results: Any, make_subject: Callable[..., Subject]
+) -> None:
+    before = allocate(results, make_subject(algorithm="guided", maxBenchmarks=6), Machine())
+
+    class Changed(Machine):
+        def __call__(self, candidate: Candidate) -> Throughput:
+            part = 0.2 if candidate == before.candidate else 0.5
+            found = super().__call__(candidate)
+            return found.model_copy(update={"samples_per_second": part * found.samples_per_second})
+
+    better = allocate(results, make_subject(algorithm="guided", maxBenchmarks=12), Changed())
+    assert better.candidate != before.candidate
+    assert better.throughput.samples_per_second < before.throughput.samples_per_second
+    again = allocate(results, make_subject(algorithm="guided", maxBenchmarks=12, seed=1), Changed())
+    assert again.benchmarks[0].candidate == better.candidate
+
+
 NEEDS = (300.0, 300.0, 200.0, 200.0, 200.0)  # on two devices of 600 MiB: worst-fit-decreasing parts the large ones
 
 
