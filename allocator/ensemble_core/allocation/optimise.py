@@ -72,8 +72,9 @@ class Results(Protocol):
 class Benchmarks:
     """Measures candidates, each once in the life of the library, repeats once in that of the run; keeps their order.
 
-    A killed run that starts again asks for the same candidates in the same order and finds them measured. That one
-    could not be served is not kept: what was in the way, other processes' memory perhaps, may be gone the next time.
+    A killed run that starts again asks for the same candidates in the same order and finds them measured. One that
+    could not be served or was over the limit is not kept: what was in the way, other processes perhaps, may be gone the
+    next time.
     """
 
     def __init__(self, results: Results, subject: Subject, measure: Measure, seen: Seen) -> None:
@@ -113,7 +114,7 @@ class Benchmarks:
         stored = self._results.result("benchmarks", key)
         if stored is None:
             throughput = self._measure(candidate)
-            if throughput.samples_per_second == 0:
+            if not keeps_limit(objective_of(self._subject).score(throughput.measured())):
                 return throughput
             content = {"matrix": candidate.matrix.rows(), "throughput": throughput.document()}
             if candidate.shares is not None:

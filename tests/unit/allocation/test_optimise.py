@@ -652,6 +652,26 @@ def test_a_latency_that_no_matrix_keeps_is_told(
     assert {size for row in found.matrix for size in row} <= {0, 8}
 
 
+def test_what_was_over_the_latency_is_measured_again_by_the_next_run(
+    results: Any, make_subject: Callable[..., Subject]
+) -> None:
+    limit = {"milliseconds": 100, "percentile": "p90"}
+    subject = make_subject(algorithm="guided", objective="throughput-within-latency", latency=limit, maxBenchmarks=6)
+
+    class Busy(Machine):
+        seconds = 0.5
+
+        def __call__(self, candidate: Candidate) -> Throughput:
+            return super().__call__(candidate).model_copy(update={"latency_seconds": (self.seconds,) * 3})
+
+    machine = Busy()
+    with pytest.raises(UserError, match="100 ms cannot be kept"):
+        allocate(results, subject, machine)
+    assert results.files == {}
+    machine.seconds = 0.01
+    assert allocate(results, subject, machine).throughput.latency_seconds == (0.01,) * 3
+
+
 def test_shares_and_repeats_are_measurements_of_their_own(make_subject: Callable[..., Subject]) -> None:
     subject, matrix = make_subject(), Matrix(((8, 8), (8, 0)))
     pull, weighted = Candidate(matrix), Candidate(matrix, ((0.5, 1.0), (0.5, 0.0)))
