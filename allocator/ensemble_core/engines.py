@@ -28,6 +28,7 @@ OTHERS: dict[str, tuple[Engine, ...]] = {
 HALF: dict[Engine, str] = {"openvino-bf16": "BF16", "openvino-fp16": "FP16", "tensorrt-fp16": "FP16"}
 _HINTS = {"": "f32", "bf16": "bf16", "fp16": "f16"}  # OpenVINO's words for them
 TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
+OUTPUT = "PROBABILITIES"  # a graph may have others, before it too
 
 Array = npt.NDArray[Any]
 
@@ -55,7 +56,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded model with one input and one output.
+    """A loaded model with one input, and the output that counts.
 
     Args:
         dtype: Of its input.
@@ -168,7 +169,7 @@ def _session(onnxruntime: Any, path: Path, place: Place, providers: list[Any]) -
     given = session.get_inputs()[0]
 
     def run(rows: Array) -> npt.NDArray[np.float32]:
-        return np.ascontiguousarray(session.run(None, {given.name: rows})[0], np.float32)
+        return np.ascontiguousarray(session.run([OUTPUT], {given.name: rows})[0], np.float32)
 
     return Model(np.dtype(TYPES[given.type]), tuple(given.shape[1:]), run)
 
@@ -194,11 +195,11 @@ def _openvino(precision: str) -> Loader:
             "INFERENCE_PRECISION_HINT": _HINTS[precision],  # without it bfloat16 where the CPU has it
         }
         compiled = openvino.Core().compile_model(path, "CPU", settings)
-        request, given = compiled.create_infer_request(), compiled.input(0)
+        request, given, answer = compiled.create_infer_request(), compiled.input(0), compiled.output(OUTPUT)
         shape = tuple(size.get_length() for size in list(given.get_partial_shape())[1:])
 
         def run(rows: Array) -> npt.NDArray[np.float32]:
-            return np.ascontiguousarray(request.infer({0: rows}, share_inputs=True)[0], np.float32)
+            return np.ascontiguousarray(request.infer({0: rows}, share_inputs=True)[answer], np.float32)
 
         return Model(np.dtype(given.get_element_type().to_dtype()), shape, run)
 

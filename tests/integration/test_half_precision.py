@@ -167,7 +167,11 @@ def test_without_validation_samples_members_stay_as_they_are_and_why_is_told(
     documents = load_documents(place.spec)
     said: list[str] = []
     subject, _ = profiled(find_ensemble(documents, documents.deployment()), said.append)
-    assert any("not used for models of" in line and "`ensemble library inputs`" in line for line in said)
+    assert any(
+        f" not used: {place.library.store.url}: keeps no validation samples" in line
+        and "`ensemble library inputs`" in line
+        for line in said
+    )
     assert HALF not in {engine for own in subject.chosen for chosen in own.values() for engine in chosen.values()}
 
 

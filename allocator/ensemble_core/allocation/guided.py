@@ -4,8 +4,8 @@
 2. Propose: matrices constructed and annealed on the model, pulled or routed by weights. Measure the most promising one;
    correct interference and memory by what was seen; propose again.
 3. Measure the best ones again, in turn. An incumbent stays unless it is beaten beyond the noise, by measurements made
-   after those by which its rival was found: the luckiest of several promises too much. Its own are all of this run, for
-   another's were made on another day.
+   after those by which its rival was found: the luckiest of several promises too much. Where there is one, all are of
+   this run, for those of another were made on another day.
 
 The thesis's section 8.3 sets the problem; `benchmarks/allocation.py` compares with its algorithms.
 """
@@ -82,9 +82,9 @@ class Ledger:
         return self.limit - self.made
 
     def ask(self, candidate: Candidate) -> None:
-        """Measure a candidate; the incumbent anew even the first time, when another run may have measured it."""
+        """Measure a candidate; what is compared with an incumbent anew, though another run may have measured it."""
         taken = self.seen.setdefault(candidate, [])
-        taken.append(self.bench(candidate, len(taken) + (candidate == self.incumbent)))
+        taken.append(self.bench(candidate, len(taken) + (self.incumbent is not None)))
         self.made += 1
         self.failed = taken[-1].samples_per_second <= 0
 

@@ -28,7 +28,7 @@ from ensemble_core.allocation.load import load_of
 from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.memory import Memory
 from ensemble_core.allocation.model import Problem, upper_bound
-from ensemble_core.allocation.objectives import PERCENTILES, Latency, Objective, ThroughputWithin, keeps_limit, up_to
+from ensemble_core.allocation.objectives import Latency, Objective, ThroughputWithin, keeps_limit, up_to
 from ensemble_core.allocation.objectives import Throughput as MostThroughput
 from ensemble_core.allocation.result import (
     AllocatedMember,
@@ -72,8 +72,9 @@ class Results(Protocol):
 class Benchmarks:
     """Measures candidates, each once in the life of the library, repeats once in that of the run; keeps their order.
 
-    A killed run that starts again asks for the same candidates in the same order and finds them measured. That one
-    could not be served is not kept: what was in the way, other processes' memory perhaps, may be gone the next time.
+    A killed run that starts again asks for the same candidates in the same order and finds them measured. One that
+    could not be served or was over the limit is not kept: what was in the way, other processes perhaps, may be gone the
+    next time.
     """
 
     def __init__(self, results: Results, subject: Subject, measure: Measure, seen: Seen) -> None:
@@ -113,7 +114,7 @@ class Benchmarks:
         stored = self._results.result("benchmarks", key)
         if stored is None:
             throughput = self._measure(candidate)
-            if throughput.samples_per_second == 0:
+            if not keeps_limit(objective_of(self._subject).score(throughput.measured())):
                 return throughput
             content = {"matrix": candidate.matrix.rows(), "throughput": throughput.document()}
             if candidate.shares is not None:
@@ -229,8 +230,7 @@ def _refuse_if_too_slow(where: str, subject: Subject, bench: Benchmarks, best: C
         return
     latencies: dict[Candidate, float] = {}  # the longest of each candidate
     for done in bench.done:
-        if done.throughput.latency_seconds is not None:
-            seconds = done.throughput.latency_seconds[PERCENTILES.index(objective.percentile)]
+        if (seconds := objective.latency(done.throughput.measured())) is not None:
             latencies[done.candidate] = max(seconds, latencies.get(done.candidate, 0.0))
     if latencies.get(best, 0.0) > objective.seconds:
         problem = (
@@ -358,8 +358,8 @@ def _reference(
 def _incumbent(where: str, results: Results, subject: Subject, memory: Memory, problem: Problem) -> Candidate | None:
     """The matrix that the spec gives, or the best allocation that the library has for such members and devices.
 
-    Those measured under the same load, by the same server, come first, by the objective; the others by samples/s.
-    Reference algorithms have none.
+    Those measured under the same load, by the same server, come first, by the objective; the others by samples/s. What
+    was replaced is behind all that was not: it may have been measured on a better day. Reference algorithms have none.
     """
     if subject.deployment.spec.optimization.algorithm != "guided":
         return None
@@ -382,7 +382,9 @@ def _incumbent(where: str, results: Results, subject: Subject, memory: Memory, p
     comparable = [found for found in known if found.conditions == subject.conditions()]
     objective = objective_of(subject)
     if comparable:
-        return max(comparable, key=lambda found: objective.score(found.throughput.measured())).candidate
+        lost = {found.replaced for found in comparable}
+        standing = [found for found in comparable if found.candidate not in lost] or comparable
+        return max(standing, key=lambda found: objective.score(found.throughput.measured())).candidate
     fastest = max(known, key=lambda found: found.throughput.samples_per_second, default=None)
     return None if fastest is None else fastest.candidate
 

@@ -159,7 +159,7 @@ def _judged_by(ensemble: Ensemble, tell: Tell) -> tuple[str | None, ...]:
             found[url] = judged_by(library, there[0])
         except UserError as error:
             found[url] = None
-            tell(f"{', '.join(there)} not used for models of {error.where}: it {error.problem}")
+            tell(f"{', '.join(there)} not used: {error}")
     return tuple(found[library.store.url] for library in ensemble.libraries)
 
 

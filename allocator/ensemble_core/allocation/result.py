@@ -53,7 +53,7 @@ class Benchmark(Frozen):
     matrix: Rows
     throughput: Throughput
     shares: Shares | None = None  # none: free workers pull
-    repeat: int = Field(0, ge=0)  # how often it had been measured before; an incumbent once, by whoever found it
+    repeat: int = Field(0, ge=0)  # how often it had been measured before; from 1 where there is an incumbent
 
     @property
     def candidate(self) -> Candidate:
@@ -111,6 +111,12 @@ class AllocationResult(Frozen):
     def candidate(self) -> Candidate:
         """What was chosen: the matrix and its routing."""
         return Candidate(Matrix(self.matrix), self.shares)
+
+    @property
+    def replaced(self) -> Candidate | None:
+        """The incumbent that something better was measured beside, none if it stayed or there was none."""
+        first = next(iter(self.benchmarks), None)
+        return first.candidate if first and first.repeat and first.candidate != self.candidate else None
 
     @property
     def in_half(self) -> bool:

@@ -150,9 +150,7 @@ def simulate(truth: Truth, candidate: Candidate, load: Load, seed: int = 0) -> R
                 issued += 1
                 began[issued] = server.now
                 server.take(issued, load.samples)
-    if (
-        server.now - start <= NOTHING_LEFT * server.now
-    ):  # all that count ended at one moment: then the warm-up does, too
+    if server.now - start <= NOTHING_LEFT * server.now:  # all that counts ended at once: the warm-up counts, too
         start, done = 0.0, 0
     throughput = (server.answered - done) / candidate.matrix.members / (server.now - start)
     busy = tuple(seconds / server.now for seconds in server.worked())

@@ -117,15 +117,12 @@ def accuracy_of(labels: NDArray[np.int64], float32: Floats, half: Floats) -> Acc
     )
 
 
-def too_far(accuracy: Accuracy, votes: bool = False) -> bool:
-    """Whether a model is worse in half precision than is allowed, or another one.
-
-    Cross-entropy is not that of votes, of which one that is lost may be infinitely much.
-    """
+def too_far(accuracy: Accuracy) -> bool:
+    """Whether a model is worse in half precision than is allowed, or another one."""
     half, float32 = accuracy.half, accuracy.float32
     more_errors = round((half.error - float32.error) * accuracy.samples)
     return not (
-        (votes or half.cross_entropy <= float32.cross_entropy + TOLERANCE)
+        half.cross_entropy <= float32.cross_entropy + TOLERANCE
         and more_errors <= max(1, TOLERANCE * accuracy.samples)
         and accuracy.changed <= CHANGED
     )

@@ -13,14 +13,15 @@ from ensemble_core.api.ensembledeployment import Serving
 from ensemble_core.library.library import Library
 from ensemble_core.library.records import Accuracy, Metrics
 from ensemble_core.metrics import metrics
-from ensemble_core.profiling.half import ALLOWED, accuracy_of, too_far, words
+from ensemble_core.profiling.half import CHANGED, accuracy_of, words
 from ensemble_core.report import CommandError
 from ensemble_core.selection.result import MemberResult
 from ensemble_core.serving.backends.averaging.routing import Combiner, Rule
 from ensemble_core.serving.client import predict
 
 TOLERANCE = 1e-5  # of the endpoint's answers
-BETTER = 0.01  # nats by which half precision may lower cross-entropy: what lowers it further are other members
+OFF = 0.01  # nats by which half precision may change cross-entropy: what changes it further are other members
+CHANCE = 3.0  # standard deviations by which more samples may get another class than of those that members are judged by
 
 Probabilities = npt.NDArray[np.float32]
 
@@ -34,7 +35,7 @@ class Answers:
         largest_difference: Of any answer from the members' stored predictions, combined as the deployment says.
         problem: Why these are not the answers of those members; none if they are.
         accuracy: Of the answers beside those of the stored predictions, where members compute in half precision: by
-            that they are judged then, as the members were, not by how far they are.
+            that they are judged then, not by how far they are.
         heldout: The ensemble's quality, where that is not the one that the selection tells.
     """
 
@@ -87,7 +88,7 @@ def ask_heldout(
     return Answers(
         samples=len(answers),
         largest_difference=largest,
-        problem=_problem(largest, serving) if accuracy is None else _loss(accuracy, votes),
+        problem=_problem(largest, serving) if accuracy is None else _change(accuracy, votes),
         accuracy=accuracy,
         heldout=None if _as_selected(members, weights, serving) else metrics(wanted, labels),
     )
@@ -101,11 +102,17 @@ def _problem(largest: float, serving: Serving) -> str | None:
     return f"they differ from {in_words(serving)} by {largest:.1e}, more than {TOLERANCE:g}"
 
 
-def _loss(accuracy: Accuracy, votes: bool) -> str | None:
-    better = accuracy.float32.cross_entropy - accuracy.half.cross_entropy
-    if not too_far(accuracy, votes) and (votes or better <= BETTER):
+def _change(accuracy: Accuracy, votes: bool) -> str | None:
+    """Why these are not the answers of members in half precision, which were judged by other samples; none if they are.
+
+    Cross-entropy is not that of votes, of which one that is lost may be infinitely much.
+    """
+    usual = CHANGED * accuracy.samples
+    most = max(1.0, usual + CHANCE * float(np.sqrt(usual))) / accuracy.samples
+    off = abs(accuracy.half.cross_entropy - accuracy.float32.cross_entropy)
+    if accuracy.changed <= most and (votes or off <= OFF):
         return None
-    return f"{words(accuracy, 'held-out')}; {ALLOWED}, and {BETTER} less cross-entropy"
+    return f"{words(accuracy, 'held-out')}; {most:.1%} and {OFF} of cross-entropy, more or less, are allowed"
 
 
 def weights_of(members: Sequence[MemberResult], serving: Serving) -> list[float]:

@@ -179,7 +179,7 @@ def test_half_precision_needs_validation_samples(
     told: list[str] = []
     subject, _ = profiled(on_this_machine(asked, **HALF_FASTER), told.append)
     assert subject.engines(Matrix(((8, 0), (0, 32)))) == (("openvino", None), (None, "openvino"))
-    assert told == [f"openvino-bf16, openvino-fp16 not used for models of libraries/digits: it {NO_INPUTS}"]
+    assert told == [f"openvino-bf16, openvino-fp16 not used: libraries/digits: {NO_INPUTS}"]
 
 
 def test_half_precision_needs_validation_samples_enough_to_tell(
@@ -191,7 +191,7 @@ def test_half_precision_needs_validation_samples_enough_to_tell(
     subject, _ = profiled(on_this_machine(asked, **HALF_FASTER), told.append)
     assert subject.engines(Matrix(((8, 0), (0, 32)))) == (("openvino", None), (None, "openvino"))
     assert told == [
-        "openvino-bf16 not used for models of libraries/digits: it keeps 99 validation samples; half precision is "
+        "openvino-bf16 not used: libraries/digits: keeps 99 validation samples; half precision is "
         "checked by 100 at least"
     ]
 

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from ensemble_core.commands import library as command
-from ensemble_core.engines import Place, loader
+from ensemble_core.engines import Engine, Place, loader
 from ensemble_core.errors import UserError
 from ensemble_core.library import Library, LocalStore
 from ensemble_core.library.records import BatchProfile, ModelRecord, Profile
@@ -37,6 +37,7 @@ def model(tmp_path: Path) -> Callable[..., Path]:
         sample: tuple[object, ...] = ("N", 4, 4, 1),
         kind: int = TensorProto.UINT8,
         softmax: bool = True,
+        others: tuple[str, ...] = (),
     ) -> Path:
         weights = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
         nodes = [
@@ -49,7 +50,7 @@ def model(tmp_path: Path) -> Callable[..., Path]:
             nodes,
             "classifier",
             [helper.make_tensor_value_info(name, kind, sample)],
-            [helper.make_tensor_value_info("PROBABILITIES", TensorProto.FLOAT, ("N", 3))],
+            [helper.make_tensor_value_info(each, TensorProto.FLOAT, ("N", 3)) for each in (*others, "PROBABILITIES")],
             [
                 helper.make_tensor("w", TensorProto.FLOAT, (16, 3), weights.ravel()),
                 helper.make_tensor("b", TensorProto.FLOAT, (3,), [0.5, 0.5, 0.5]),
@@ -148,6 +149,18 @@ def test_a_shelf_model_needs_no_search(
     before = library.store.entries("")
     assert ensemble("add", target, *shelf, "--onnx", model(), "--family", "logistic") == 0
     assert library.store.entries("") == before
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_a_model_answers_probabilities_though_its_graph_has_another_output_before(
+    shelf: list[str], model: Callable[..., Path], tmp_path: Path, engine: Engine
+) -> None:
+    samples = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 1), np.uint8)
+    wanted = loader("onnxruntime")(model(), Place(1, (), None, 8)).run(samples)
+    path = model(others=("z",))
+    assert ensemble("add", tmp_path / "library", *shelf, "--onnx", path) == 0
+    answers = loader(engine)(path, Place(1, (), None, 8)).run(samples)
+    assert answers == pytest.approx(wanted, abs=1e-5)
 
 
 def test_predictions_alone_are_not_servable(shelf: list[str], tmp_path: Path) -> None:

@@ -65,13 +65,6 @@ def test_what_is_too_far(samples: int, entropy: float, errors: int, changed: flo
     assert too_far(accuracy) is refused
 
 
-def test_a_vote_that_is_lost_counts_as_an_error_and_not_by_its_infinite_cross_entropy() -> None:
-    half, float32 = Score(cross_entropy=0.6, error=0.2), Score(cross_entropy=0.5, error=0.2)
-    accuracy = Accuracy(samples=4000, float32=float32, half=half, changed=0.0)
-    assert (too_far(accuracy), too_far(accuracy, votes=True)) == (True, False)
-    assert too_far(accuracy.model_copy(update={"changed": 0.02}), votes=True)
-
-
 def test_a_model_that_gets_worse_is_refused_with_both_scores() -> None:
     found = judged(answers(0.8), answers(0.8, wrong=20))
     assert found["accuracy"].changed == 0.02

@@ -162,10 +162,29 @@ def test_a_wrong_member_or_wrong_weights_are_found_in_half_precision_too(ask, pl
     wrong = expected([stored[place] for place in places], weights, served())
     found = ask(wrong, stored, MANY, in_half=True)
     assert found.problem is not None
-    assert found.problem.endswith(
-        "of 400 held-out samples; 0.001 more of either and 1% are allowed, and 0.01 less cross-entropy"
-    )
+    assert found.problem.endswith("of 400 held-out samples; 2.5% and 0.01 of cross-entropy, more or less, are allowed")
     assert found.accuracy is not None
+
+
+@pytest.mark.parametrize("serving", [{}, {"combiner": "vote"}])
+@pytest.mark.parametrize(("samples", "chance"), [(10_000, 130), (400, 10), (50, 2), (8, 1)])
+def test_on_other_samples_chance_may_change_more_classes_than_where_members_were_judged(
+    ask, samples: int, chance: int, serving: dict[str, str]
+) -> None:
+    """A lost vote costs as much cross-entropy as there can be."""
+    stored = np.tile(np.array([0.501, 0.499], np.float32), (3, samples, 1))
+    answers = expected(list(stored), WEIGHTS, served(**serving))
+    for changed, alright in ((chance, True), (chance + 1, False)):
+        given = answers.copy()
+        given[:changed] = given[:changed, ::-1]
+        assert (ask(given, stored, np.zeros(samples, int), in_half=True, **serving).problem is None) is alright
+
+
+@pytest.mark.parametrize(("half", "alright"), [(0.908, True), (0.892, True), (0.92, False), (0.88, False)])
+def test_half_precision_hardly_changes_cross_entropy(ask, half: float, alright: bool) -> None:
+    stored = np.tile(np.array([0.9, 0.1], np.float32), (3, 400, 1))
+    answers = np.tile([half, 1 - half], (400, 1))
+    assert (ask(answers, stored, np.zeros(400, int), in_half=True).problem is None) is alright
 
 
 @pytest.mark.parametrize("answers", [np.full((400, 4), np.nan), np.full((400, 3), 1 / 3), np.full((1, 4), 0.25)])
