@@ -91,6 +91,6 @@ def test_both_averaging_backends_tell_what_the_page_explains_and_the_view_reads(
         return set(re.findall(pattern, (ROOT / path).read_text()))
 
     told = named("allocator/triton/averaging/triton/metrics.cc", r'"(ensemble_[a-z_]+)"')
-    assert told == named("allocator/triton/averaging/model.py", r'"(ensemble_[a-z_]+)"')
+    assert told == named("allocator/triton/averaging/meter.py", r'"(ensemble_[a-z_]+)"')
     assert told == named("docs/serving.md", r"`(ensemble_[a-z]+_[a-z_]+)`")
     assert told >= named("allocator/ensemble_core/serving/view.py", r'"(ensemble_[a-z_]+)"')
