@@ -847,11 +847,11 @@ def test_what_is_above_the_bound_is_explained(results: Any, make_subject: Callab
         assert "bound:" not in table(other, MostThroughput())[1]
 
 
-def test_a_single_matrix_is_one(results: Any, make_subject: Callable[..., Subject]) -> None:
+def test_a_single_benchmark_is_one(results: Any, make_subject: Callable[..., Subject]) -> None:
     found = allocate(results, make_subject(), Machine())
-    assert table(found, MostThroughput())[0].endswith(f" {len(found.benchmarks)} matrices benchmarked")
+    assert table(found, MostThroughput())[0].endswith(f" {len(found.benchmarks)} benchmarks")
     one = found.model_copy(update={"benchmarks": found.benchmarks[:1]})
-    assert table(one, MostThroughput())[0].endswith(" 1 matrix benchmarked")
+    assert table(one, MostThroughput())[0].endswith(" 1 benchmark")
 
 
 class FakeReport:
