@@ -247,6 +247,9 @@ class Kept:
     def write_result(self, kind: str, digest: str, content: dict[str, Any]) -> dict[str, Any]:
         return self._results.setdefault((kind, digest), content)
 
+    def delete_result(self, kind: str, digest: str) -> None:
+        self._results.pop((kind, digest), None)
+
 
 def allocate(
     algorithm: str,

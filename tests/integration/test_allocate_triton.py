@@ -163,7 +163,7 @@ def test_allocate_measures_once_and_what_it_finds_can_be_served(
     content = json.loads(report.read_text())
     assert (content["state"], content["result"]["digest"]) == ("Succeeded", found.digest)
     assert content["result"]["summary"]["matrix"] == [list(row) for row in found.matrix]
-    assert "3 matrices benchmarked" in capsys.readouterr().out
+    assert "3 benchmarks" in capsys.readouterr().out
 
     monkeypatch.setattr(harness, "TritonServer", Refused)
     assert verb(allocate, "--spec", str(spec)) == 0

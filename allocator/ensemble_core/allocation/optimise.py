@@ -68,13 +68,15 @@ class Results(Protocol):
 
     def write_result(self, kind: Kind, digest: str, content: dict[str, Any]) -> dict[str, Any]: ...
 
+    def delete_result(self, kind: Kind, digest: str) -> None: ...
+
 
 class Benchmarks:
     """Measures candidates, each once in the life of the library, repeats once in that of the run; keeps their order.
 
     A killed run that starts again asks for the same candidates in the same order and finds them measured. One that
-    could not be served or was over the limit is not kept: what was in the way, other processes perhaps, may be gone the
-    next time.
+    could not be served is not kept, and nothing of a run that did not find what is wanted: what was in the way, other
+    processes perhaps, may be gone the next time.
     """
 
     def __init__(self, results: Results, subject: Subject, measure: Measure, seen: Seen) -> None:
@@ -109,12 +111,17 @@ class Benchmarks:
         latency = tuple(sum(column) / len(told) for column in zip(*told, strict=True)) or None
         return own[-1].model_copy(update={"samples_per_second": mean, "spread": spread, "latency_seconds": latency})
 
+    def forget(self) -> None:
+        """Delete all that was measured, or found measured."""
+        for done in self.done:
+            self._results.delete_result("benchmarks", self._subject.benchmark_digest(done.candidate, done.repeat))
+
     def _stored(self, candidate: Candidate, repeat: int) -> Throughput:
         key = self._subject.benchmark_digest(candidate, repeat)
         stored = self._results.result("benchmarks", key)
         if stored is None:
             throughput = self._measure(candidate)
-            if not keeps_limit(objective_of(self._subject).score(throughput.measured())):
+            if throughput.samples_per_second == 0:
                 return throughput
             content = {"matrix": candidate.matrix.rows(), "throughput": throughput.document()}
             if candidate.shares is not None:
@@ -199,6 +206,7 @@ def _refuse_what_falls_short(where: str, subject: Subject, bench: Benchmarks, fo
     if reached == 0:
         raise _nothing_served(where, bench)
     if optimization.objective == "fewest-devices" and required is not None and reached < required:
+        bench.forget()
         told = _not_reached(required, reached, bench, optimization.max_benchmarks)
         raise UserError(_field(where, "optimization.requiredSamplesPerSecond"), told)
     _refuse_if_too_slow(where, subject, bench, found.candidate)
@@ -233,6 +241,7 @@ def _refuse_if_too_slow(where: str, subject: Subject, bench: Benchmarks, best: C
         if (seconds := objective.latency(done.throughput.measured())) is not None:
             latencies[done.candidate] = max(seconds, latencies.get(done.candidate, 0.0))
     if latencies.get(best, 0.0) > objective.seconds:
+        bench.forget()
         problem = (
             f"{1000 * objective.seconds:g} ms cannot be kept: the lowest p{objective.percentile} of {len(latencies)} "
             f"matrices is {1000 * min(latencies.values()):,.3g} ms; allow more, add devices, or choose a smaller budget"

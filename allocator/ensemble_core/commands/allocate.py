@@ -232,7 +232,7 @@ def table(found: AllocationResult, objective: Objective) -> list[str]:
     bound = f", {best / found.bound:.0%} of the bound by profiles" if found.bound else ""
     return [
         f"allocation {found.name}, budget {found.selection.budget_name}: {measured}{bound}, "
-        f"{count} {'matrix' if count == 1 else 'matrices'} benchmarked",
+        f"{count} benchmark{'' if count == 1 else 's'}",
         *_beyond(found),
         line("", names),
         *(line(device.name, row) for device, row in zip(found.devices, cells, strict=True)),

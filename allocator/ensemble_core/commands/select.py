@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from bisect import bisect_right
 from typing import Any
 
@@ -46,7 +47,10 @@ def _select(arguments: argparse.Namespace, report: Report) -> dict[str, Any]:
     documents = load_documents(arguments.spec)
     selection = documents.selection(arguments.name)
     result, computed = run_selection(
-        documents, selection, lambda stage, done, total: report.progress(stage=stage, done=done, total=total)
+        documents,
+        selection,
+        lambda stage, done, total: report.progress(stage=stage, done=done, total=total),
+        lambda problem: print(f"{problem}; it is passed over", file=sys.stderr),
     )
     if not computed:
         print(f"selection {selection.metadata.name}: nothing has changed, selections/{result.digest}.json stays")

@@ -18,7 +18,8 @@ ResultKind = Literal["selections", "allocations", "benchmarks"]
 class Results:
     """The part of a library that commands after the search write, each file whole.
 
-    A profile may be replaced, for it grows with the batch sizes that are asked for; a result never is.
+    A profile may be replaced, for it grows with the batch sizes that are asked for; a result never is, but it may be
+    deleted where nobody counts on it.
     """
 
     store: Store
@@ -67,6 +68,10 @@ class Results:
         if self.store.create(self._checked(f"{kind}/{digest}.json"), _json(mine)):
             return mine
         return self.result(kind, digest) or mine
+
+    def delete_result(self, kind: ResultKind, digest: str) -> None:
+        """Remove a result; one that is missing is fine."""
+        self.store.delete(self._checked(f"{kind}/{digest}.json"))
 
     def results(self, kind: ResultKind) -> dict[str, dict[str, Any]]:
         """All results of a kind, by digest."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from ensemble_core.api.ensembleselection import EnsembleSelection
 from ensemble_core.errors import UserError
 from ensemble_core.frozen import digest
 from ensemble_core.library.library import Library, same_data
-from ensemble_core.library.parsing import validated
+from ensemble_core.library.parsing import parse, validated
 from ensemble_core.library.records import SPLITS
 from ensemble_core.library.splits import LabelledIds
 from ensemble_core.library.store import open_store
@@ -21,6 +22,8 @@ from ensemble_core.selection.result import SelectionResult
 from ensemble_core.selection.smobf import Pick, Settings, TrueClass, cross_entropies, select
 from ensemble_core.selection.subject import Subject, make_subject
 
+Tell = Callable[[UserError], None]
+
 KIND: Literal["selections"] = "selections"
 
 
@@ -28,7 +31,7 @@ def find_result(documents: Documents, selection: EnsembleSelection) -> Selection
     """The selection's result for what the libraries hold now, if it was computed."""
     subject = make_subject(documents, selection)
     output = _output(documents, subject)
-    return None if output is None else _known(output, subject)
+    return None if output is None else _known(output, subject, _not_told)
 
 
 def read_result(documents: Documents, selection: EnsembleSelection, key: str) -> SelectionResult:
@@ -55,8 +58,12 @@ def read_result(documents: Documents, selection: EnsembleSelection, key: str) ->
     return found
 
 
+def _not_told(problem: UserError) -> None:
+    """Whoever looks for a result that is not found is sent to `ensemble select`, which tells."""
+
+
 def run_selection(
-    documents: Documents, selection: EnsembleSelection, progress: Progress
+    documents: Documents, selection: EnsembleSelection, progress: Progress, tell: Tell = _not_told
 ) -> tuple[SelectionResult, bool]:
     """The selection's result, and whether it had to be computed; a known one is read and nothing is written.
 
@@ -64,11 +71,12 @@ def run_selection(
         documents: The file with the selection and the searches it refers to.
         selection: One of its selections.
         progress: Called with a stage's name, how much of it is done, and of how much.
+        tell: Called with what is wrong with a stored result that may be of another selection; it is passed over.
     """
     subject = make_subject(documents, selection)
     output = _output(documents, subject)
     key = subject.digest()
-    known = None if output is None else _known(output, subject)
+    known = None if output is None else _known(output, subject, tell)
     if known is not None:
         return known, False
     open_store(documents.result_storage(selection)).check_writable()
@@ -108,7 +116,7 @@ def _create_output(documents: Documents, subject: Subject) -> Library:
     return Library.create(open_store(documents.result_storage(subject.selection)), first.header, labels)
 
 
-def _known(library: Library, subject: Subject) -> SelectionResult | None:
+def _known(library: Library, subject: Subject, tell: Tell) -> SelectionResult | None:
     """The stored result of a subject, with its sources where they are now.
 
     A digest covers where the sources were. So that folders may be copied and moved, a result of other places counts
@@ -116,12 +124,25 @@ def _known(library: Library, subject: Subject) -> SelectionResult | None:
     """
     if (found := _stored(library, subject.digest())) is not None:
         return found
-    stored = {key: _parsed(library, key, content) for key, content in library.results(KIND).items()}
+    stored = _readable(library, tell)
     places = [tuple(source.storage.document() for source in result.sources) for result in stored.values()]
     for place in {str(place): place for place in places if len(place) == len(subject.storages)}.values():
         if (found := stored.get(replace(subject, storages=place).digest())) is not None:
             return found.model_copy(update={"sources": subject.sources()})
     return None
+
+
+def _readable(library: Library, tell: Tell) -> dict[str, SelectionResult]:
+    """All stored results that can be read, by digest; what is wrong with any other is told."""
+    found = {}
+    for path, data in sorted(library.store.read_many(library.store.list(f"{KIND}/")).items()):
+        try:
+            result = parse(SelectionResult, data, f"{library.store.url}/{path}")
+        except UserError as problem:
+            tell(problem)
+        else:
+            found[path.removeprefix(f"{KIND}/").removesuffix(".json")] = result
+    return found
 
 
 def _stored(library: Library, key: str) -> SelectionResult | None:

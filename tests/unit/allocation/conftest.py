@@ -30,6 +30,9 @@ class DictResults:
     def write_result(self, kind: str, digest: str, content: dict[str, Any]) -> dict[str, Any]:
         return json.loads(self.files.setdefault((kind, digest), json.dumps(content)))
 
+    def delete_result(self, kind: str, digest: str) -> None:
+        self.files.pop((kind, digest), None)
+
     def count(self, kind: str) -> int:
         return sum(stored == kind for stored, _ in self.files)
 

@@ -672,6 +672,66 @@ def test_what_was_over_the_latency_is_measured_again_by_the_next_run(
     assert allocate(results, subject, machine).throughput.latency_seconds == (0.01,) * 3
 
 
+def test_a_killed_run_finds_also_what_was_over_the_latency(results: Any, make_subject: Callable[..., Subject]) -> None:
+    limit = {"milliseconds": 1, "percentile": "p90"}
+    subject = make_subject(algorithm="guided", objective="throughput-within-latency", latency=limit, maxBenchmarks=6)
+    first, second = Timed(dies_after=2), Timed()
+    with pytest.raises(KilledError):
+        allocate(results, subject, first)
+    with pytest.raises(UserError, match="1 ms cannot be kept"):
+        allocate(results, subject, second)
+    assert len(first.measured) == 2
+    assert not set(first.measured) & set(second.measured)
+    assert results.files == {}
+
+
+def test_what_was_over_a_latency_that_others_allowed_is_measured_again(
+    results: Any, make_subject: Callable[..., Subject]
+) -> None:
+    """Both runs ask for matrices under the same load, so the second finds what the first has measured."""
+
+    def within(milliseconds: float) -> Subject:
+        limit = {"milliseconds": milliseconds, "percentile": "p90"}
+        return make_subject(algorithm="worst-fit", objective="throughput-within-latency", latency=limit)
+
+    class Busy(Machine):
+        seconds = 0.5
+
+        def __call__(self, candidate: Candidate) -> Throughput:
+            return super().__call__(candidate).model_copy(update={"latency_seconds": (self.seconds,) * 3})
+
+    machine = Busy()
+    allocate(results, within(1000), machine)
+    with pytest.raises(UserError, match="100 ms cannot be kept"):
+        allocate(results, within(100), machine)
+    machine.seconds = 0.01
+    assert allocate(results, within(100), machine).throughput.latency_seconds == (0.01,) * 3
+
+
+@pytest.mark.parametrize("benchmarks", [1, 8])
+def test_what_gave_too_little_is_measured_again_by_the_next_run(
+    results: Any, make_subject: Callable[..., Subject], benchmarks: int
+) -> None:
+    subject = make_subject(
+        algorithm="guided", objective="fewest-devices", requiredSamplesPerSecond=27, maxBenchmarks=benchmarks, devices=3
+    )
+
+    class Busy(Machine):
+        speed = 20.0
+
+        def __call__(self, candidate: Candidate) -> Throughput:
+            return super().__call__(candidate).model_copy(update={"samples_per_second": self.speed})
+
+    machine = Busy()
+    with pytest.raises(UserError, match="requiredSamplesPerSecond: 27 (is not|cannot be) reached"):
+        allocate(results, subject, machine)
+    assert results.files == {}
+    machine.speed = 30.0
+    found = allocate(results, subject, machine)
+    assert found.throughput.samples_per_second == 30.0
+    assert sum(any(row) for row in found.matrix) == 1
+
+
 def test_shares_and_repeats_are_measurements_of_their_own(make_subject: Callable[..., Subject]) -> None:
     subject, matrix = make_subject(), Matrix(((8, 8), (8, 0)))
     pull, weighted = Candidate(matrix), Candidate(matrix, ((0.5, 1.0), (0.5, 0.0)))
@@ -847,11 +907,11 @@ def test_what_is_above_the_bound_is_explained(results: Any, make_subject: Callab
         assert "bound:" not in table(other, MostThroughput())[1]
 
 
-def test_a_single_matrix_is_one(results: Any, make_subject: Callable[..., Subject]) -> None:
+def test_a_single_benchmark_is_one(results: Any, make_subject: Callable[..., Subject]) -> None:
     found = allocate(results, make_subject(), Machine())
-    assert table(found, MostThroughput())[0].endswith(f" {len(found.benchmarks)} matrices benchmarked")
+    assert table(found, MostThroughput())[0].endswith(f" {len(found.benchmarks)} benchmarks")
     one = found.model_copy(update={"benchmarks": found.benchmarks[:1]})
-    assert table(one, MostThroughput())[0].endswith(" 1 matrix benchmarked")
+    assert table(one, MostThroughput())[0].endswith(" 1 benchmark")
 
 
 class FakeReport:

@@ -319,6 +319,9 @@ def test_profiles_and_results_are_kept_by_content(library: Library) -> None:
     assert library.result("selections", "abc") == {"members": ["digits-0000"]}
     assert library.results("selections") == {"abc": {"members": ["digits-0000"]}}
     assert library.results("allocations") == {}
+    for _ in range(2):
+        library.delete_result("selections", "abc")
+        assert library.results("selections") == {}
 
 
 def test_a_joined_library_tells_equal_ids_apart(library: Library, publish: Publish) -> None:

@@ -46,6 +46,24 @@ def test_select_prints_reports_and_says_when_nothing_changed(
     assert "nothing has changed" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("content", ["{", "[]", "{}", "\xff"])
+def test_what_cannot_be_read_of_another_selection_is_told_and_passed_over(
+    workspace: Any, reference: Any, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    workspace.library("a", reference.pool(2, 60, 3, seed=2), {"m0": 0, "m1": 1})
+    workspace.documents(["a"], [{"name": "b", "parametersMillions": 9.0}])
+    other = workspace.folder / "a/selections" / f"{'0' * 64}.json"
+    other.parent.mkdir()
+    other.write_bytes(content.encode("latin-1"))
+    assert main(["select", "--spec", str(workspace.file)]) == 0
+    printed = capsys.readouterr()
+    assert "budget b: " in printed.out
+    (told,) = printed.err.splitlines()
+    assert told.startswith(f"{other}: ")
+    assert told.endswith("; it is passed over")
+    assert other.exists()
+
+
 def test_a_library_that_cannot_be_written_is_told_before_the_selection(
     workspace: Any, reference: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
