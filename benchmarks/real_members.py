@@ -26,7 +26,7 @@ from scipy.stats import t as student
 from ensemble_core.allocation.candidate import Candidate
 from ensemble_core.allocation.harness import Bench, Triton
 from ensemble_core.allocation.matrix import Matrix
-from ensemble_core.allocation.optimise import Benchmarks, find_allocation
+from ensemble_core.allocation.optimise import find_allocation
 from ensemble_core.allocation.plan import Member, Plan
 from ensemble_core.allocation.prepare import (
     Ensemble,
@@ -37,6 +37,7 @@ from ensemble_core.allocation.prepare import (
     speeds_of,
 )
 from ensemble_core.allocation.result import AllocationResult, Benchmark, SelectionOf, Subject, Throughput
+from ensemble_core.allocation.stored import Benchmarks
 from ensemble_core.api.common import Storage
 from ensemble_core.api.ensembledeployment import EnsembleDeployment
 from ensemble_core.api.load import saturating

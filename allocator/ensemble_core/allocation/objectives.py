@@ -9,9 +9,11 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from ensemble_core.allocation.candidate import Candidate, Measured
+from ensemble_core.allocation.load import load_of
 from ensemble_core.allocation.model import Problem, pulled, shared
 from ensemble_core.allocation.simulator import Load, Truth, simulate
 from ensemble_core.allocation.speeds import stretched
+from ensemble_core.api.ensembledeployment import EnsembleDeploymentSpec
 
 PERCENTILES = (50, 90, 99)  # of latency, as benchmarks tell them
 OVER = 1e-9  # scores up to it are of candidates over a limit: below all others, the nearer to the limit the larger
@@ -152,3 +154,16 @@ def truth_of(problem: Problem) -> Truth:
         seconds[device, member] = stretched(sizes, sizes / problem.speeds[device, member], counts)
     pairs = np.full((problem.members, problem.members), problem.interference)
     return Truth(seconds, np.zeros_like(seconds), problem.capacity, pairs)
+
+
+def objective_of(spec: EnsembleDeploymentSpec) -> Objective:
+    """What the spec wants, as the algorithms take it."""
+    percentile = int(spec.optimization.latency.percentile[1:])
+    loads = load_of(spec).ranking()
+    match spec.optimization.objective:
+        case "latency":
+            return Latency(percentile, loads[0])
+        case "throughput-within-latency":
+            return ThroughputWithin(percentile, (spec.optimization.latency.milliseconds or 0.0) / 1000, loads)
+        case _:
+            return Throughput()

@@ -11,12 +11,12 @@ from ensemble_core.allocation.engines import Figures, choose
 from ensemble_core.allocation.harness import load_settings, server_version
 from ensemble_core.allocation.machine import this_machine
 from ensemble_core.allocation.memory import Memory
-from ensemble_core.allocation.optimise import allocated_elsewhere, stored_allocation
 from ensemble_core.allocation.pace import Pace
 from ensemble_core.allocation.plan import DeviceRow, Member, Plan, plan_of
 from ensemble_core.allocation.result import AllocationResult, SelectionOf, ServerVersion, Subject
 from ensemble_core.allocation.rows import device_rows, memory_remarks
 from ensemble_core.allocation.speeds import Speeds
+from ensemble_core.allocation.stored import allocated_elsewhere, stored_allocation
 from ensemble_core.api.documents import Documents
 from ensemble_core.api.ensembledeployment import EnsembleDeployment, EnsembleDeploymentSpec, Optimization
 from ensemble_core.api.ensembleselection import BEST_SINGLE, EnsembleSelection

@@ -8,14 +8,8 @@ from typing import Any
 
 from ensemble_core.allocation.candidate import ROUTING
 from ensemble_core.allocation.harness import Bench, NoServerError, Triton
-from ensemble_core.allocation.objectives import Latency, Objective, ThroughputWithin
-from ensemble_core.allocation.optimise import (
-    Benchmarks,
-    benchmarks_at_most,
-    find_allocation,
-    objective_of,
-    stored_allocation,
-)
+from ensemble_core.allocation.objectives import Latency, Objective, ThroughputWithin, objective_of
+from ensemble_core.allocation.optimise import benchmarks_at_most, find_allocation
 from ensemble_core.allocation.plan import Plan, Worker
 from ensemble_core.allocation.prepare import (
     Ensemble,
@@ -29,6 +23,7 @@ from ensemble_core.allocation.prepare import (
     speeds_of,
 )
 from ensemble_core.allocation.result import AllocationResult, Benchmark, Subject, Throughput
+from ensemble_core.allocation.stored import Benchmarks, stored_allocation
 from ensemble_core.api.documents import load_documents
 from ensemble_core.engines import DEFAULT, Engine
 from ensemble_core.library.records import Accuracy
@@ -70,7 +65,7 @@ def _allocate(arguments: argparse.Namespace, report: Report) -> dict[str, Any]:
             found = _optimise(ensemble, subject, profiles, report)
     except NoServerError as error:
         raise CommandError(f"there is no Triton server to measure: {error}") from error
-    for line in table(found, objective_of(subject)):
+    for line in table(found, objective_of(subject.deployment.spec)):
         print(line)
     plan = allocated_plan(ensemble, subject, found)
     for (model, engine), accuracy in accuracies(plan, profiles).items():
@@ -85,7 +80,7 @@ def _tell(report: Report, text: str) -> None:
 
 def _optimise(ensemble: Ensemble, subject: Subject, profiles: Profiles, report: Report) -> AllocationResult:
     ensemble.results.store.check_writable()
-    progress = Progress(report, benchmarks_at_most(subject), objective_of(subject))
+    progress = Progress(report, benchmarks_at_most(subject), objective_of(subject.deployment.spec))
     with Triton() as server:
         bench = Benchmarks(
             ensemble.results, subject, Bench(subject, ensemble.signature, pace_of(subject, profiles), server), progress
