@@ -12,6 +12,7 @@ Model parameters: `workers` (JSON: members, their weights and workers), `segment
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -514,6 +515,15 @@ def ask(worker: dict[str, Any], chunk: Chunk[Job], meter: Meter) -> npt.NDArray[
     return np.from_dlpack(pb.get_output_tensor_by_name(response, "PROBABILITIES"))
 
 
+@contextlib.contextmanager
+def logged(what: str) -> Iterator[None]:
+    """Whatever goes wrong is logged, and the thread goes on."""
+    try:
+        yield
+    except Exception as error:
+        pb.Logger.log_error(f"averaging: {what}: {error!r}")
+
+
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         self._settings = Settings.parse(json.loads(args["model_config"]))
@@ -549,16 +559,19 @@ class TritonPythonModel:
         while not self._stopped.wait(min(LOOK_SECONDS, self._settings.deadline / 4)):
             self._end_jobs()
             for member in self._members:
-                member.look()
-                member.measure()
-            self._meter.flush()
+                with logged(f"member {member.name}"):
+                    member.look()
+                    member.measure()
+            with logged("metrics"):
+                self._meter.flush()
 
     def _end_jobs(self) -> None:
         """End requests that are cancelled or late, and forget those that are over."""
         with self._lock:
             jobs = list(self._jobs)
         for job in jobs:
-            job.look()
+            with logged("a request that is late or cancelled"):
+                job.look()
             if job.over:
                 for member in self._members:
                     member.drop(job)

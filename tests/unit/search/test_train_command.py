@@ -120,9 +120,7 @@ def test_the_validation_samples_are_kept_once(tmp_path: Path) -> None:
     assert library.inputs() is None
 
 
-def test_samples_that_are_removed_while_they_are_kept_are_gone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_samples_that_are_removed_while_they_are_kept_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ensemble_core.api.documents import load_documents
     from ensemble_trainer.commands.train import open_search
 
