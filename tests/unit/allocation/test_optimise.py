@@ -723,7 +723,7 @@ def test_what_gave_too_little_is_measured_again_by_the_next_run(
             return super().__call__(candidate).model_copy(update={"samples_per_second": self.speed})
 
     machine = Busy()
-    with pytest.raises(UserError, match="requiredSamplesPerSecond: 27 (is not|cannot be) reached"):
+    with pytest.raises(UserError, match=r"requiredSamplesPerSecond: 27 (is not|cannot be) reached"):
         allocate(results, subject, machine)
     assert results.files == {}
     machine.speed = 30.0

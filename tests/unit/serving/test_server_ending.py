@@ -72,9 +72,13 @@ def test_a_front_model_that_always_dies_is_given_up_after_as_many_deaths_as_are_
     monkeypatch.setattr(server, "_plan", plan)
     monkeypatch.setattr(server, "_load", lambda plan: None)
     monkeypatch.setattr(server, "_dead", lambda: {plan.name: -9})
-    with pytest.raises(ServingError, match=f"the server died {RESTARTS + 1} times in 60 s\nthe log"):
+
+    def supervise() -> None:
         for _ in range(10 * RESTARTS):
             server._look()
+
+    with pytest.raises(ServingError, match=f"the server died {RESTARTS + 1} times in 60 s\nthe log"):
+        supervise()
     server._temporary.cleanup()
     assert (process.starts, len(server.restarts)) == (RESTARTS, RESTARTS + 1)
     assert sum(incident.endswith(AGAIN) for incident in server.incidents) == RESTARTS + 1
