@@ -72,6 +72,17 @@ class Inputs:
 
         UserError that begins with `where`, and nothing is written, unless they are of the models' input type and shape.
         """
+        kept = self._keep(samples, where)
+        self.store.delete(DECLINED)
+        return kept
+
+    def keep_inputs_unasked(self, samples: NDArray[Any], where: str) -> None:
+        """Keep samples as `keep_inputs` does, unless some are there or somebody has removed them, or does meanwhile."""
+        if self.wants_inputs():
+            self._keep(samples, where)
+            self._remove_declined()
+
+    def _keep(self, samples: NDArray[Any], where: str) -> KeptInputs:
         total = self.header.samples["validation"]
         check_samples(samples, total, self.header, where)
         rows = drawn(total, samples[:1].nbytes)
@@ -81,9 +92,7 @@ class Inputs:
         sha256 = hashlib.sha256(data).hexdigest()
         file = FileDigest(path=f"{FILES}{sha256[:16]}.npy", sha256=sha256, bytes=len(data))
         self.store.write(file.path, data)
-        kept = self._write_inputs(KeptInputs(file=file, rows=rows.tolist(), fingerprint=self.header.fingerprint))
-        self.store.delete(DECLINED)
-        return kept
+        return self._write_inputs(KeptInputs(file=file, rows=rows.tolist(), fingerprint=self.header.fingerprint))
 
     def wants_inputs(self) -> bool:
         """Whether samples are to be kept unasked: there are none, and nobody has removed them."""
@@ -105,6 +114,12 @@ class Inputs:
         if kept is not None and self.wants_inputs():
             self.store.upload(kept.file.path, source.samples(kept))
             self._write_inputs(kept)
+            self._remove_declined()
+
+    def _remove_declined(self) -> None:
+        """Remove what was kept unasked while somebody removed samples, who may have looked before it was there."""
+        if self.store.list(DECLINED):
+            self.remove_inputs()
 
     def _write_inputs(self, kept: KeptInputs) -> KeptInputs:
         self.store.write(RECORD, kept.model_dump_json(by_alias=True).encode())

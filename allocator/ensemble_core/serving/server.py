@@ -265,9 +265,10 @@ class TritonServer:
 
     def _look(self) -> None:
         """Repair what has died since the last look."""
-        if (ended := self._process.ended()) is not None:
-            if not self._killed:
-                self.incidents.append(how_it_ended(ended, self._process.log_since_start()))
+        if self._killed:  # which was told
+            self._restart()
+        elif (ended := self._process.ended()) is not None:
+            self.incidents.append(how_it_ended(ended, self._process.log_since_start()))
             self._restart()
         elif self._dead():
             with self._lock, self._noting_trouble():
@@ -315,8 +316,7 @@ class TritonServer:
         if not dead or self._plan is None:
             return
         if self._plan.name in dead:
-            self._kill(f"{self._plan.name}: nobody else can answer what it was asked")
-            return self._restart()
+            return self._kill(f"{self._plan.name}: nobody else can answer what it was asked")
         with self._killed_if_stuck():
             for model in dead:
                 self.revivals.append(model)

@@ -12,9 +12,11 @@ Model parameters: `workers` (JSON: members, their weights and workers), `segment
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import triton_python_backend_utils as pb
@@ -25,6 +27,15 @@ from regions import Regions
 from settings import Settings
 
 LOOK_SECONDS = 0.1  # between looks for overdue and cancelled requests
+
+
+@contextlib.contextmanager
+def logged(what: str) -> Iterator[None]:
+    """Whatever goes wrong is logged, and the thread goes on."""
+    try:
+        yield
+    except Exception as error:
+        pb.Logger.log_error(f"averaging: {what}: {error!r}")
 
 
 class TritonPythonModel:
@@ -62,16 +73,19 @@ class TritonPythonModel:
         while not self._stopped.wait(min(LOOK_SECONDS, self._settings.deadline / 4)):
             self._end_jobs()
             for member in self._members:
-                member.look()
-                member.measure()
-            self._meter.flush()
+                with logged(f"member {member.name}"):
+                    member.look()
+                    member.measure()
+            with logged("metrics"):
+                self._meter.flush()
 
     def _end_jobs(self) -> None:
         """End requests that are cancelled or late, and forget those that are over."""
         with self._lock:
             jobs = list(self._jobs)
         for job in jobs:
-            job.look()
+            with logged("a request that is late or cancelled"):
+                job.look()
             if job.over:
                 for member in self._members:
                     member.drop(job)

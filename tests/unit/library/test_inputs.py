@@ -140,3 +140,20 @@ def test_inputs_go_along_into_a_library_that_has_none(library: Library, tmp_path
     library.keep_inputs(SAMPLES[::-1], "inputs")
     other.copy_inputs(library)
     assert other.inputs() == kept
+
+
+def test_a_copy_that_is_removed_while_it_is_made_is_gone(
+    library: Library, tmp_path: Path, header: Header, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Library.create(LocalStore(tmp_path / "other"), header, library.splits())
+    library.keep_inputs(SAMPLES, "inputs")
+    upload = LocalStore.upload
+
+    def removed_after(store: LocalStore, path: str, source: Path) -> None:
+        upload(store, path, source)
+        Library.open(store).remove_inputs()
+
+    monkeypatch.setattr(LocalStore, "upload", removed_after)
+    other.copy_inputs(library)
+    assert other.store.list("splits/validation/inputs") == ()
+    assert not other.wants_inputs()

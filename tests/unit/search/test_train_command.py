@@ -15,6 +15,7 @@ import yaml
 from ensemble_core import cli
 from ensemble_core.api.hposearch import HPOSearchSpec
 from ensemble_core.errors import UserError
+from ensemble_core.library.inputs import RECORD
 from ensemble_core.library.library import Library
 from ensemble_core.library.store import LocalStore
 from ensemble_trainer.slots import _share, ray_address, shortage
@@ -117,6 +118,24 @@ def test_the_validation_samples_are_kept_once(tmp_path: Path) -> None:
     library.remove_inputs()
     open_search(search, local=True)
     assert library.inputs() is None
+
+
+def test_samples_that_are_removed_while_they_are_kept_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ensemble_core.api.documents import load_documents
+    from ensemble_trainer.commands.train import open_search
+
+    search = load_documents(write_spec(tmp_path)).search()
+    write = LocalStore.write
+
+    def removed_before(store: LocalStore, path: str, data: bytes) -> None:
+        if path == RECORD:
+            Library.open(store).remove_inputs()
+        write(store, path, data)
+
+    monkeypatch.setattr(LocalStore, "write", removed_before)
+    library = open_search(search, local=True)[0].library
+    assert library.store.list("splits/validation/inputs") == ()
+    assert not library.wants_inputs()
 
 
 def test_the_given_cluster_goes_before_that_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

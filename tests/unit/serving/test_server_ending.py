@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
+from ensemble_core.allocation.plan import Plan
 from ensemble_core.serving import launch
-from ensemble_core.serving.server import how_it_ended
+from ensemble_core.serving.errors import ServingError
+from ensemble_core.serving.server import AGAIN, RESTARTS, TritonServer, how_it_ended
 
 LOCKED = """I1122 03:50:45.410668 8230 started
 terminate called after throwing an instance of 'boost::interprocess::lock_exception'
@@ -32,3 +36,49 @@ Signal (6) received.
 )
 def test_why_a_server_ended_is_told_as_far_as_its_log_knows(code: int, log: str, told: str) -> None:
     assert how_it_ended(code, log) == told
+
+
+class Doomed:
+    """A server's process, of which the front model's is dead as soon as it is started."""
+
+    starts = 0
+    running = True
+
+    def ended(self) -> int | None:
+        return None if self.running else -9
+
+    def kill(self) -> None:
+        self.running = False
+
+    def end(self) -> None:
+        self.running = False
+
+    def start(self) -> None:
+        self.starts += 1
+        self.running = True
+
+    def log_tail(self) -> str:
+        return "the log"
+
+    def log_since_start(self) -> str:
+        return ""
+
+
+def test_a_front_model_that_always_dies_is_given_up_after_as_many_deaths_as_are_told(
+    make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, plan, process = TritonServer(), make_plan(), Doomed()
+    monkeypatch.setattr(server, "_process", process)
+    monkeypatch.setattr(server, "_plan", plan)
+    monkeypatch.setattr(server, "_load", lambda plan: None)
+    monkeypatch.setattr(server, "_dead", lambda: {plan.name: -9})
+
+    def supervise() -> None:
+        for _ in range(10 * RESTARTS):
+            server._look()
+
+    with pytest.raises(ServingError, match=f"the server died {RESTARTS + 1} times in 60 s\nthe log"):
+        supervise()
+    server._temporary.cleanup()
+    assert (process.starts, len(server.restarts)) == (RESTARTS, RESTARTS + 1)
+    assert sum(incident.endswith(AGAIN) for incident in server.incidents) == RESTARTS + 1

@@ -89,8 +89,7 @@ def open_search(document: HPOSearch, local: bool) -> tuple[Search, float | None]
     store.check_writable()
     library = Library.create(store, dataset.header(), dataset.labels())
     began = remember(library, name, spec)
-    if library.wants_inputs():
-        library.keep_inputs(dataset.validation.images, f"{store.url}: validation samples")
+    library.keep_inputs_unasked(dataset.validation.images, f"{store.url}: validation samples")
     deadline = None if spec.max_duration_seconds is None else began + spec.max_duration_seconds
     return Search(library, name, spec, space), deadline
 
