@@ -155,7 +155,10 @@ class Job:
         self._meter.add(LATENCY, count=round(seconds * 1e6))
         self._meter.add(LATENCIES, latency_step(seconds))
         self._meter.flush()
-        self._sender.send(answer, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        try:
+            self._sender.send(answer, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        except Exception as error:  # it cannot be sent again; the thread, a worker's perhaps, goes on
+            pb.Logger.log_error(f"averaging: an answer could not be sent: {error!r}")
 
 
 def response(tensors: list[Any], parameters: dict[str, str]) -> Any:

@@ -1,4 +1,4 @@
-"""The thread of the averaging backend in Python that watches over deadlines."""
+"""What goes wrong in the threads of the averaging backend in Python ends none of them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 
 from ensemble_core import serving
@@ -39,6 +40,13 @@ class MetricFamily:
         self.Metric = lambda labels: SimpleNamespace(increment=lambda count: None)
 
 
+class Error:
+    UNAVAILABLE = 14
+
+    def __init__(self, message: str, code: int) -> None:
+        self.message, self.code = message, code
+
+
 @pytest.fixture
 def log() -> list[str]:
     return []
@@ -49,7 +57,14 @@ def backend(log: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleT
     """The backend's module, on a stand-in for what Triton gives it."""
     for folder in ("averaging", "common"):
         monkeypatch.syspath_prepend(BACKENDS / folder)
-    triton = SimpleNamespace(MetricFamily=MetricFamily, Logger=SimpleNamespace(log_error=log.append))
+    triton = SimpleNamespace(
+        MetricFamily=MetricFamily,
+        Logger=SimpleNamespace(log_error=log.append),
+        get_input_tensor_by_name=lambda request, name: np.zeros((2, 4), np.float32),
+        InferenceResponse=SimpleNamespace,
+        TritonError=Error,
+        TRITONSERVER_RESPONSE_COMPLETE_FINAL=1,
+    )
     with mock.patch.dict(sys.modules, {"triton_python_backend_utils": triton}):
         spec = importlib.util.spec_from_file_location("averaging_model", BACKENDS / "averaging/model.py")
         assert spec is not None
@@ -91,3 +106,25 @@ def test_a_request_that_cannot_be_ended_is_logged_and_others_keep_their_deadline
     finally:
         model.finalize()
     assert log[0] == "averaging: a request that is late or cancelled: RuntimeError('no room for the answer')"
+
+
+class Full:
+    """A request whose answer finds no room."""
+
+    def requested_output_names(self) -> list[str]:
+        return []
+
+    def get_response_sender(self) -> Full:
+        return self
+
+    def send(self, answer: Any, flags: int) -> None:
+        raise RuntimeError("no room for the answer")
+
+
+def test_an_answer_that_cannot_be_sent_is_logged_and_its_thread_goes_on(backend: ModuleType, log: list[str]) -> None:
+    settings = backend.Settings.parse(CONFIG)
+    regions = SimpleNamespace(find=lambda samples: ("key", 0))
+    job = backend.Job(Full(), settings, backend.Meter(settings), regions)
+    job.lose(0, 0, 2, "it is gone")
+    assert job.over
+    assert log == ["averaging: an answer could not be sent: RuntimeError('no room for the answer')"]
