@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ensemble_core.api.common import Storage
 from ensemble_core.api.ensembleselection import BEST_SINGLE
 from ensemble_core.frozen import Frozen
 from ensemble_core.library.records import Metrics, ModelId, Sha256
+
+WEIGHTS_OFF = 1e-6  # from 1, that the sum of an ensemble's weights may be: rounding
 
 
 class Costs(Frozen):
@@ -78,6 +80,14 @@ class BudgetResult(Frozen):
     reason: str | None = None
     weight: float | None = None  # the w whose path won
     paths: tuple[PathResult, ...] = ()
+
+    @model_validator(mode="after")
+    def weights_add_up_to_1(self) -> Self:
+        total = sum(member.weight for member in self.members)
+        if self.members and abs(total - 1) > WEIGHTS_OFF:
+            each = ", ".join(f"{member.model_id} {member.weight:g}" for member in self.members)
+            raise ValueError(f"the members' weights add up to {total:g}, not to 1: {each}")
+        return self
 
 
 class FrontPoint(Frozen):

@@ -330,6 +330,35 @@ def test_a_stored_result_that_was_tampered_with_is_refused(workspace: Any, refer
         run_selection(documents, documents.selection(), silent)
 
 
+@pytest.mark.parametrize(
+    ("weight", "problem"),
+    [
+        (5, "budgets.1.members.0.weight: 5: must be less than or equal to 1"),
+        (0, "budgets.1.members.0.weight: 0: must be greater than 0"),
+        (-1, "budgets.1.members.0.weight: -1: must be greater than 0"),
+        (float("nan"), "budgets.1.members.0.weight: NaN: must be a finite number"),
+        (0.9, "budgets.1: the members' weights add up to {total:g}, not to 1: {model} 0.9, "),
+    ],
+)
+def test_weights_that_are_none_of_an_ensemble_are_refused(
+    workspace: Any, reference: Any, weight: float, problem: str
+) -> None:
+    ready(workspace, reference)
+    documents = workspace.documents(["a"], BUDGETS)
+    result = result_of(documents)
+    others = result.budgets[1].members[1:]
+    told = problem.format(
+        total=weight + sum(member.weight for member in others), model=result.members("large")[0].model_id
+    )
+    content = result.document()
+    content["budgets"][1]["members"][0]["weight"] = weight
+    file = workspace.folder / "a" / "selections" / f"{result.digest}.json"
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError) as refused:
+        find_result(documents, documents.selection())
+    assert str(refused.value).startswith(f"{file}: {told}")
+
+
 def test_an_empty_library_is_refused(workspace: Any, reference: Any) -> None:
     workspace.library("empty", reference.pool(1, 40, 3, seed=0), {})
     documents = workspace.documents(["empty"], BUDGETS)
