@@ -13,10 +13,9 @@ from typing import Any
 
 from ensemble_core.api.hposearch import HPOSearchSpec
 from ensemble_core.errors import UserError
-from ensemble_core.frozen import Frozen, digest
+from ensemble_core.frozen import digest
 from ensemble_core.library import names
 from ensemble_core.library.library import Library
-from ensemble_core.library.parsing import parse
 from ensemble_core.library.records import Claim, Failure, Metrics, Rung
 from ensemble_core.library.searches import Fenced, TrialState
 from ensemble_core.library.timeline import Span, span
@@ -268,47 +267,28 @@ def remember(library: Library, name: str, spec: HPOSearchSpec) -> float:
         UserError: that names every field that differs from the first start.
     """
     content = {"spec": definition(spec), "startedAt": time.time()}
-    library.store.create(spec_path(name), json.dumps(content, indent=1, sort_keys=True).encode())
+    library.store.create(names.spec(name), json.dumps(content, indent=1, sort_keys=True).encode())
     check_unchanged(library, name, spec)
     return _began(library, name)
 
 
 def check_unchanged(library: Library, name: str, spec: HPOSearchSpec) -> None:
     """UserError that names every field that differs from the first start of the search; writes nothing."""
-    start, wanted = _first_start(library, name), definition(spec)
+    start, wanted = library.start(name), definition(spec)
     differing = [] if start is None else [key for key in wanted if wanted[key] != start.spec.get(key)]
     if start is not None and differing:
         had = "; ".join(f"{key} {json.dumps(start.spec.get(key))}" for key in differing)
         raise UserError(
             ", ".join(f"spec.{key}" for key in differing),
             f"differs from the first start of search {name} in this library, which had {had}; "
-            f"use another name or another library ({library.store.url}/{spec_path(name)})",
+            f"use another name or another library ({library.store.url}/{names.spec(name)})",
         )
-
-
-def spec_path(name: str) -> str:
-    return f"searches/{name}/spec.json"
-
-
-class _Start(Frozen):
-    """`searches/<search>/spec.json`."""
-
-    spec: dict[str, Any]
-    started_at: float
 
 
 def _began(library: Library, name: str) -> float:
     """When the search was started first, Unix seconds; now if it never was."""
-    start = _first_start(library, name)
+    start = library.start(name)
     return time.time() if start is None else start.started_at
-
-
-def _first_start(library: Library, name: str) -> _Start | None:
-    try:
-        data = library.store.read(spec_path(name))
-    except FileNotFoundError:
-        return None
-    return parse(_Start, data, f"{library.store.url}/{spec_path(name)}")
 
 
 def definition(spec: HPOSearchSpec) -> dict[str, Any]:

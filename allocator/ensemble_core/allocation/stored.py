@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 from ensemble_core.allocation.candidate import Candidate, Measured
 from ensemble_core.allocation.result import AllocationResult, Benchmark, Subject, Throughput
+from ensemble_core.errors import UserError
 from ensemble_core.library.parsing import validated
 
 Kind = Literal["allocations", "benchmarks"]
@@ -83,7 +84,20 @@ class Benchmarks:
             if candidate.shares is not None:
                 content["shares"] = [list(row) for row in candidate.shares]
             stored = self._results.write_result("benchmarks", key, content)
-        return validated(Throughput, stored.get("throughput"), f"benchmarks/{key}.json: throughput")
+        return benchmarked(key, stored, f"benchmarks/{key}.json")
+
+
+def benchmarked(key: str, content: dict[str, Any], where: str) -> Throughput:
+    """What a stored benchmark measured; UserError if it is none."""
+    return validated(Throughput, content.get("throughput"), f"{where}: throughput")
+
+
+def checked_allocation(key: str, content: dict[str, Any], where: str) -> AllocationResult:
+    """A stored allocation; UserError if it is none, or not the one of that digest."""
+    found = validated(AllocationResult, content, where)
+    if found.digest != key:
+        raise UserError(where, "is not the result that its name says")
+    return found
 
 
 def stored_allocation(results: Results, subject: Subject) -> AllocationResult | None:

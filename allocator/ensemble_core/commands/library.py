@@ -6,15 +6,18 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ensemble_core.allocation.stored import benchmarked, checked_allocation
 from ensemble_core.api.documents import load_documents
 from ensemble_core.errors import UserError
 from ensemble_core.library import Fenced, Library, Store, collect, imports, make_header, open_store, storage_at
 from ensemble_core.library.parsing import load_array
 from ensemble_core.library.records import SPLITS, ModelRecord, Profile, Signature, Split
 from ensemble_core.report import Report, add_report_arguments, run_reported
+from ensemble_core.selection.run import checked_result
 
 _CREATES = ("labels_validation", "labels_heldout", "input_type", "input_shape")
 
@@ -130,7 +133,8 @@ def _profiles(library: Library, model_id: str) -> list[Profile]:
 
 def _verify(arguments: argparse.Namespace) -> int:
     library = _open(arguments.library)
-    problems = library.verify()
+    selected = partial(checked_result, fingerprint=library.header.fingerprint)
+    problems = library.verify({"selections": selected, "allocations": checked_allocation, "benchmarks": benchmarked})
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ParamSpec, Self, TypeVar
 
 import numpy as np
@@ -19,7 +20,7 @@ from ensemble_core.library.checkpoints import Checkpoints
 from ensemble_core.library.inputs import Inputs
 from ensemble_core.library.parsing import load_array_bytes, load_probabilities, parse, parse_object
 from ensemble_core.library.records import FORMAT, SPLITS, FileDigest, Header, ModelRecord, Split
-from ensemble_core.library.results import Results
+from ensemble_core.library.results import ResultCheck, ResultKind, Results
 from ensemble_core.library.searches import Fenced, Searches, all_newest_claims
 from ensemble_core.library.splits import LabelledIds, check_split, fingerprint, split_digest
 from ensemble_core.library.store import Store, sha256_of
@@ -151,8 +152,12 @@ class Library(Searches, Checkpoints, Results, Inputs):
         """Changes when a model comes, goes or changes."""
         return digest({record.id: digest(record.document()) for record in self.models()})
 
-    def verify(self) -> list[str]:
-        """Everything that is wrong with the library, each with the file's name; reads and digests all files."""
+    def verify(self, results: Mapping[ResultKind, ResultCheck] = MappingProxyType({})) -> list[str]:
+        """Everything that is wrong with the library, each with the file's name; reads and digests all files.
+
+        Args:
+            results: What reads a result, for each kind of results that are to be read too.
+        """
         found: list[str] = []
         for split in SPLITS:
             _collect(found, self._split, split)
@@ -163,6 +168,19 @@ class Library(Searches, Checkpoints, Results, Inputs):
             record = _collect(found, self._parse, model_id, data)
             if record is not None:
                 found += self._file_problems(record)
+        for search in filter(None, map(names.spec_of, self.store.list("searches/"))):
+            _collect(found, self.start, search)
+        for search in sorted({search for search, _ in all_newest_claims(self.store.list("trials/"))}):
+            for files in self._trial_files(search).values():
+                _collect(found, self._state, *files)
+        for path, data in sorted(self.store.read_many(self.store.list("profiles/")).items()):
+            _collect(found, self._profile, path, data)
+        for kind, check in results.items():
+            for path, data in sorted(self.store.read_many(self.store.list(f"{kind}/")).items()):
+                content = _collect(found, parse_object, data, self._at(path))
+                if content is not None:
+                    key = path.removeprefix(f"{kind}/").removesuffix(".json")
+                    _collect(found, check, key, content, self._at(path))
         return found
 
     def _file_problems(self, record: ModelRecord) -> list[str]:

@@ -7,6 +7,7 @@ import re
 LIBRARY = "library.json"
 _CLAIM = re.compile(r"trials/(?P<search>.+)-(?P<trial>\d{4,})/claim-(?P<attempt>\d+)\.json")
 _EVENT = re.compile(r"trials/(?P<search>.+)-(?P<trial>\d{4,})/(?P<attempt>\d+)/(?P<name>.+)")
+_SPEC = re.compile(r"searches/(?P<search>[^/]+)/spec\.json")
 _RECORD = re.compile(r"models/(?P<model>[^/]+)/record\.json")
 
 
@@ -23,6 +24,16 @@ def model_of(path: str) -> str | None:
     """The model whose record this is, or None."""
     match = _RECORD.fullmatch(path)
     return match["model"] if match else None
+
+
+def spec(search: str) -> str:
+    return f"searches/{search}/spec.json"
+
+
+def spec_of(path: str) -> str | None:
+    """The search that this defines, or None."""
+    match = _SPEC.fullmatch(path)
+    return match["search"] if match else None
 
 
 def claim(search: str, trial: int, attempt: int) -> str:

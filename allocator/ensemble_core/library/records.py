@@ -109,6 +109,13 @@ class Rung(Frozen):
     attempt: int = Field(1, ge=1)  # of the search, in which it was recorded
 
 
+class SearchStart(Frozen):
+    """`searches/<search>/spec.json`: what defines the search, and when it was started first."""
+
+    spec: dict[str, Any]
+    started_at: float
+
+
 class Claim(Frozen):
     """`trials/<trial>/claim-<attempt>.json`: who may write, what was proposed, and the rungs taken over."""
 

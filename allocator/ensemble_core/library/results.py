@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from ensemble_core.errors import UserError
@@ -13,6 +13,7 @@ from ensemble_core.library.records import Profile
 from ensemble_core.library.store import Store, checked
 
 ResultKind = Literal["selections", "allocations", "benchmarks"]
+ResultCheck = Callable[[str, dict[str, Any], str], object]  # of digest, content and file; UserError refuses it
 
 
 class Results:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from ensemble_core.errors import UserError
 from ensemble_core.library import names
 from ensemble_core.library.parsing import parse
-from ensemble_core.library.records import Claim, Export, Failure, Rung
+from ensemble_core.library.records import Claim, Export, Failure, Rung, SearchStart
 from ensemble_core.library.store import Store
 
 _ATTEMPT = re.compile(r"attempt-(\d+)\.json")
@@ -47,6 +47,14 @@ class Searches:
     """The part of a library that a search's driver writes."""
 
     store: Store
+
+    def start(self, search: str) -> SearchStart | None:
+        """What defines a search, None if it was never started."""
+        path = names.spec(search)
+        try:
+            return parse(SearchStart, self.store.read(path), f"{self.store.url}/{path}")
+        except FileNotFoundError:
+            return None
 
     def begin_attempt(self, search: str) -> int:
         """Take the next attempt of a search; unique among all drivers that ever ask."""
@@ -82,6 +90,10 @@ class Searches:
 
         One listing and one concurrent read of all files that count.
         """
+        return {trial: self._state(*files) for trial, files in self._trial_files(search).items()}
+
+    def _trial_files(self, search: str) -> dict[int, tuple[str, dict[str, str], dict[str, bytes]]]:
+        """Of each trial that was ever claimed: its claim's path, what else counts by name, and the content of all."""
         paths = self.store.list(f"trials/{search}-")
         newest = newest_claims(paths, search)
         claims = {names.claim(search, trial, attempt): trial for trial, attempt in newest.items()}
@@ -91,7 +103,7 @@ class Searches:
             if event and event[0] == search and newest.get(event[1]) == event[2] and _counts(event[3]):
                 files[event[1]][event[3]] = path
         found = self.store.read_many([*claims, *(path for own in files.values() for path in own.values())])
-        return {trial: self._state(claim, files[trial], found) for claim, trial in sorted(claims.items())}
+        return {trial: (claim, files[trial], found) for claim, trial in sorted(claims.items())}
 
     def _state(self, claim_path: str, own: dict[str, str], found: dict[str, bytes]) -> TrialState:
         """The state of one trial from its claim and the files of the claim's attempt, by name."""

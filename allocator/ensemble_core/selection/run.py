@@ -44,17 +44,24 @@ def read_result(documents: Documents, selection: EnsembleSelection, key: str) ->
     if not re.fullmatch("[0-9a-f]{64}", key):
         raise UserError(where, f"{key!r} must be a digest: 64 hexadecimal digits")
     library = Library.open(open_store(documents.result_storage(selection)))
-    found = _stored(library, key)
-    if found is None:
+    content = library.result(KIND, key)
+    if content is None:
         raise UserError(where, f"{library.store.url} has no {KIND}/{key}.json; run `ensemble select --name {name}`")
+    found = checked_result(key, content, f"{library.store.url}/{KIND}/{key}.json", library.header.fingerprint)
     # Equal selections share their results, which have the name of the first.
     if found.name != name and found.spec_hash != digest(selection.spec.document()):
         raise UserError(where, f"{key} is a result of the selection {found.name}, not of {name}")
-    if found.digest != key or found.fingerprint != library.header.fingerprint:
-        raise UserError(f"{library.store.url}/{KIND}/{key}.json", "is not the result that its name says")
     sources = len(documents.source_storages(selection))
     if len(found.sources) != sources:
         raise UserError(where, f"{key} was selected from {len(found.sources)} libraries; {name} names {sources}")
+    return found
+
+
+def checked_result(key: str, content: dict[str, Any], where: str, fingerprint: str) -> SelectionResult:
+    """A stored result; UserError if it is none, or not the one of that digest, or of data with another fingerprint."""
+    found = validated(SelectionResult, content, where)
+    if found.digest != key or found.fingerprint != fingerprint:
+        raise UserError(where, "is not the result that its name says")
     return found
 
 

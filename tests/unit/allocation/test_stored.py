@@ -10,7 +10,13 @@ from tests.support.allocation import KilledError, Machine, allocate, found_by, r
 from ensemble_core.allocation.candidate import Candidate
 from ensemble_core.allocation.matrix import Matrix
 from ensemble_core.allocation.result import AllocationResult, Subject, Throughput
-from ensemble_core.allocation.stored import Benchmarks, allocated_elsewhere, stored_allocation
+from ensemble_core.allocation.stored import (
+    Benchmarks,
+    allocated_elsewhere,
+    benchmarked,
+    checked_allocation,
+    stored_allocation,
+)
 from ensemble_core.errors import UserError
 
 
@@ -48,6 +54,18 @@ def test_an_allocation_on_other_devices_is_told_apart_from_other_settings(
     assert stored_allocation(results, elsewhere) is None
     assert allocated_elsewhere(results, elsewhere) == found
     assert allocated_elsewhere(results, replace(make_subject(maxBenchmarks=3), devices=faster)) is None
+
+
+def test_stored_allocations_and_benchmarks_are_checked_as_they_are_read(
+    results: Any, make_subject: Callable[..., Subject]
+) -> None:
+    found = allocate(results, make_subject(maxBenchmarks=2), Machine())
+    assert checked_allocation(found.digest, found.document(), "file") == found
+    assert {benchmarked(*stored, "file") for stored in results.results("benchmarks").items()} == {
+        each.throughput for each in found.benchmarks
+    }
+    with pytest.raises(UserError, match="is not the result that its name says"):
+        checked_allocation("0" * 64, found.document(), "file")
 
 
 def test_more_benchmarks_reuse_those_that_are_there(results: Any, make_subject: Callable[..., Subject]) -> None:

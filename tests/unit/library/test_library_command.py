@@ -12,11 +12,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from ensemble_core.allocation.result import Throughput
 from ensemble_core.commands import library as command
 from ensemble_core.engines import Engine, Place, loader
 from ensemble_core.errors import UserError
 from ensemble_core.library import Library, LocalStore
-from ensemble_core.library.records import BatchProfile, ModelRecord, Profile
+from ensemble_core.library.records import BatchProfile, Claim, ModelRecord, Profile
 from ensemble_core.metrics import metrics
 
 Publish = Callable[..., ModelRecord]
@@ -131,6 +132,44 @@ def test_verify_tells_every_problem(library: Library, publish: Publish, capsys: 
     assert [p.split(": ")[0] for p in problems] == [
         f"{library.store.url}/{path}" for path in (*damaged, "models/digits-0002/record.json")
     ]
+
+
+def test_verify_reads_profiles_searches_and_results_as_their_readers_do(
+    library: Library, publish: Publish, claim: Callable[..., Claim], capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish(0)
+    library.write_profile(_profile("digits-0000"))
+    library.claim("digits", claim(0))
+    library.claim("digits", claim(1))
+    throughput = Throughput(samples_per_second=100.0).document()
+    library.write_result("benchmarks", "1" * 64, {"matrix": [[8]], "throughput": throughput})
+    library.store.write("searches/digits/spec.json", b'{"spec": {}, "startedAt": 1.5}')
+    for search in ("other-1", "other-2"):  # what no reader looks at
+        library.store.write(f"trials/{search}-0000/1/rung-1.json", b"{")
+    assert ensemble("verify", library.store.url) == 0
+    assert capsys.readouterr().err == ""
+    broken = {
+        "searches/digits/spec.json": b'{"spec": {}, "start',
+        "trials/digits-0000/claim-1.json": b"{}",
+        "trials/digits-0001/1/rung-1.json": b"{}",
+        "profiles/cpu-epyc-2c/onnxruntime/digits-0000.json": b'{"model": "digi',
+        "profiles/cpu-epyc-2c/onnxruntime/digits-0001.json": profile_text(library, "digits-0000"),
+        f"selections/{'2' * 64}.json": b"{}",
+        f"selections/{'3' * 64}.json": b"[1",
+        f"allocations/{'4' * 64}.json": b"{}",
+        f"allocations/{'5' * 64}.json": b'{"name": ',
+        f"benchmarks/{'1' * 64}.json": b'{"matrix": [[8]]}',
+        f"benchmarks/{'6' * 64}.json": b"",
+    }
+    for path, data in broken.items():
+        library.store.write(path, data)
+    assert ensemble("verify", library.store.url) == 1
+    told = [line.split(": ")[0] for line in capsys.readouterr().err.splitlines()]
+    assert told == [f"{library.store.url}/{path}" for path in broken]
+
+
+def profile_text(library: Library, model: str) -> bytes:
+    return library.store.read(f"profiles/cpu-epyc-2c/onnxruntime/{model}.json")
 
 
 def test_a_shelf_model_needs_no_search(

@@ -15,7 +15,7 @@ from ensemble_core.library.store import open_store
 from ensemble_core.metrics import metrics
 from ensemble_core.selection import run as module
 from ensemble_core.selection.result import SelectionResult
-from ensemble_core.selection.run import find_result, run_selection
+from ensemble_core.selection.run import checked_result, find_result, run_selection
 
 BUDGETS = [{"name": "small", "inferenceTimeSeconds": 1.0}, {"name": "large", "inferenceTimeSeconds": 20.0}]
 MODELS = {f"m-{row:04d}": row for row in range(12)}
@@ -328,6 +328,15 @@ def test_a_stored_result_that_was_tampered_with_is_refused(workspace: Any, refer
     file.write_text(file.read_text().replace('"bestSingle"', '"best"'))
     with pytest.raises(UserError, match=rf"{file}: bestSingle: Field required"):
         run_selection(documents, documents.selection(), silent)
+
+
+def test_a_stored_result_under_another_name_or_of_other_data_is_refused(workspace: Any, reference: Any) -> None:
+    ready(workspace, reference)
+    found = result_of(workspace.documents(["a"], BUDGETS))
+    assert checked_result(found.digest, found.document(), "file", found.fingerprint) == found
+    for key, fingerprint in (("0" * 64, found.fingerprint), (found.digest, "0" * 64)):
+        with pytest.raises(UserError, match="is not the result that its name says"):
+            checked_result(key, found.document(), "file", fingerprint)
 
 
 @pytest.mark.parametrize(
