@@ -104,7 +104,7 @@ def without_empty_maps(value: Any) -> Any:
     return [without_empty_maps(item) for item in value] if isinstance(value, list) else value
 
 
-@pytest.mark.parametrize("case", CASES["accepted"], ids=name_of)
+@pytest.mark.parametrize("case", [*CASES["accepted"], *CASES["refused_by_commands"]], ids=name_of)
 def test_accepts(server: Any, case: dict[str, Any]) -> None:
     code, answer = create(server, changed(case))
     assert code == 201, answer["message"]

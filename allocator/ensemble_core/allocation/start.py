@@ -19,8 +19,6 @@ from ensemble_core.allocation.stored import Results
 from ensemble_core.errors import UserError
 from ensemble_core.library.parsing import validated
 
-SHARES_OFF = 0.02  # from 1, that the sum of a member's shares may be: people round
-
 
 def start_of(
     where: str, subject: Subject, memory: Memory, problem: Problem, incumbent: Candidate | None
@@ -69,7 +67,7 @@ def incumbent_of(where: str, results: Results, subject: Subject, memory: Memory,
         return None
     routing = subject.deployment.spec.serving.routing
     if subject.deployment.spec.optimization.matrix:
-        matrix, shares = given_matrix(where, subject, memory), given_shares(where, subject)
+        matrix, shares = given_matrix(where, subject, memory), given_shares(subject)
         return unchanged(problem, matrix, routing) if shares is None else Candidate.weighted(matrix, shares)
     models = [member.sha256 for member in subject.members]
     allowed = set(subject.deployment.spec.batch_sizes)
@@ -97,33 +95,17 @@ def given_matrix(where: str, subject: Subject, memory: Memory) -> Matrix:
     """The spec's own matrix.
 
     Raises:
-        UserError: it names an unknown device or one twice, has another number of members or a batch size that is not
-            allowed, leaves a member out, or exceeds a device's memory.
+        UserError: it has another number of members, or exceeds a device's memory.
     """
     spec = subject.deployment.spec.optimization
     field = field_of(where, "optimization.matrix")
     names = [row.name for row in subject.devices]
     rows = {name: [0] * len(subject.members) for name in names}
     for index, row in enumerate(spec.matrix):
-        if row.device not in rows:
-            raise UserError(f"{field}[{index}].device", f"{row.device} is none of the devices {', '.join(names)}")
-        if any(row.device == before.device for before in spec.matrix[:index]):
-            raise UserError(f"{field}[{index}].device", f"{row.device} has a row already")
         if len(row.batch_sizes) != len(subject.members):
             problem = f"has {len(row.batch_sizes)} entries for {len(subject.members)} members"
             raise UserError(f"{field}[{index}].batchSizes", problem)
-        for size in row.batch_sizes:
-            if size and size not in subject.deployment.spec.batch_sizes:
-                allowed = ", ".join(map(str, subject.deployment.spec.batch_sizes))
-                raise UserError(f"{field}[{index}].batchSizes", f"{size} is not among batchSizes: 0, {allowed}")
         rows[row.device] = list(row.batch_sizes)
-    absent = [
-        m.model_id
-        for m, column in zip(subject.members, zip(*rows.values(), strict=True), strict=True)
-        if not any(column)
-    ]
-    if absent:
-        raise UserError(field, f"{', '.join(absent)} would be on no device")
     matrix = Matrix.of([rows[name] for name in names])
     for device, excess in memory.overflows(matrix):
         lacks = subject.devices[device]
@@ -131,31 +113,13 @@ def given_matrix(where: str, subject: Subject, memory: Memory) -> Matrix:
     return matrix
 
 
-def given_shares(where: str, subject: Subject) -> npt.NDArray[np.float64] | None:
-    """Shares of the samples in the spec's own matrix, shape (D, M); none if it has none.
-
-    Raises:
-        UserError: only some rows have shares, a member has one where it is not or none where it is, a member's do not
-            add up to 1, or no shares are allowed.
-    """
-    given, field = subject.deployment.spec.optimization.matrix, field_of(where, "optimization.matrix")
-    if not any(row.shares for row in given):
+def given_shares(subject: Subject) -> npt.NDArray[np.float64] | None:
+    """Shares of the samples in the spec's own matrix, shape (D, M); none if it has none."""
+    given = subject.deployment.spec.optimization
+    if not given.has_shares:
         return None
-    if subject.deployment.spec.serving.routing == "pull":
-        raise UserError(field, "has shares, which serving.routing: pull does not allow")
-    rows = {row.name: np.zeros(len(subject.members)) for row in subject.devices}
-    for index, row in enumerate(given):
-        shares = np.array(row.shares or [0.0] * len(row.batch_sizes))
-        for member, size, share in zip(subject.members, row.batch_sizes, shares, strict=True):
-            if (size > 0) != (share > 0):
-                problem = f"{share:g} of {member.model_id}, whose batch size there is {size}"
-                raise UserError(f"{field}[{index}].shares", problem)
-        rows[row.device] = shares
-    found = np.array(list(rows.values()))
-    for member, total in zip(subject.members, found.sum(axis=0), strict=True):
-        if abs(total - 1) > SHARES_OFF:
-            raise UserError(field, f"the shares of {member.model_id} add up to {total:g}, not to 1")
-    return found
+    rows = {row.device: row.all_shares for row in given.matrix}
+    return np.array([rows.get(row.name, (0.0,) * len(subject.members)) for row in subject.devices])
 
 
 def field_of(where: str, name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StringConstraints
@@ -22,7 +23,7 @@ from ensemble_core.api.common import (
     Workload,
 )
 from ensemble_core.api.ensembleselection import BEST_SINGLE
-from ensemble_core.api.rules import Rule, Ruled, unique
+from ensemble_core.api.rules import Rule, Ruled, none_of, unique
 from ensemble_core.frozen import Frozen
 
 
@@ -64,7 +65,9 @@ class MatrixRow(Ruled):
     )
 
     device: ShortText = Field(description="Name of the device: `gpu0`, `cpu1`.")
-    batch_sizes: tuple[Count, ...] = Field(max_length=256, description="Batch size of each member there; 0 is none.")
+    batch_sizes: tuple[Count, ...] = Field(
+        min_length=1, max_length=256, description="Batch size of each member there; 0 is none."
+    )
     shares: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = Field(
         None,
         max_length=256,
@@ -72,8 +75,14 @@ class MatrixRow(Ruled):
         "that are free take the next ones.",
     )
 
+    @property
+    def all_shares(self) -> tuple[float, ...]:
+        """One for each batch size, 0 where none is given."""
+        return self.shares or (0.0,) * len(self.batch_sizes)
+
 
 BATCH_SIZES = (8, 16, 32, 64, 128)
+SHARES_OFF = 0.02  # from 1, that the sum of a member's shares may be: people round
 
 
 class LatencyGoal(Frozen):
@@ -131,6 +140,10 @@ class Optimization(Ruled):
             "self.matrix.all(r, r.batchSizes.size() == self.matrix[0].batchSizes.size())",
             lambda o: len({len(row.batch_sizes) for row in o.matrix}) <= 1,
         ),
+        none_of("matrix", "must have one row of a device at most", lambda o: repeated_devices(o.matrix)),
+        none_of("matrix", "must have a batch size above 0 for every member", lambda o: absent_members(o.matrix)),
+        none_of("matrix", "must have a share above 0 just where there is a batch size", lambda o: stray_shares(o)),
+        none_of("matrix", "must have shares that add up to 1 for every member", lambda o: wrong_sums(o)),
     )
 
     objective: Literal["throughput", "latency", "throughput-within-latency", "fewest-devices"] = Field(
@@ -150,8 +163,9 @@ class Optimization(Ruled):
     matrix: tuple[MatrixRow, ...] = Field(
         (),
         max_length=1024,
-        description="An allocation to begin with, as the status has it. It stays unless another is faster beyond the "
-        "noise of benchmarks.",
+        description="An allocation to begin with, as the status has it: a row for each of the devices `gpu0`, … and "
+        "`cpu0`, …, numbered in the order of `devices`, that has members; batch sizes of `batchSizes`; every member "
+        "somewhere. It stays unless another is faster beyond the noise of benchmarks.",
     )
     max_neighs: int = Field(100, ge=1, le=10_000, description="Neighbours drawn per iteration of `bounded-greedy`.")
     max_iter: int = Field(10, ge=1, le=1000, description="Iterations of `bounded-greedy`.")
@@ -175,6 +189,38 @@ class Optimization(Ruled):
         2, ge=0.1, le=600, description="Length of the measured window of one benchmark in seconds."
     )
     seed: Seed = Field(0, description="Seed of the draws.")
+
+    @property
+    def has_shares(self) -> bool:
+        """Whether the matrix says who gets which part of the samples."""
+        return any(row.shares for row in self.matrix)
+
+
+def repeated_devices(matrix: Sequence[MatrixRow]) -> Iterator[str]:
+    devices = [row.device for row in matrix]
+    return (f"[{index}].device {name}" for index, name in enumerate(devices) if devices.index(name) < index)
+
+
+def absent_members(matrix: Sequence[MatrixRow]) -> Iterator[str]:
+    columns = zip(*(row.batch_sizes for row in matrix), strict=False)  # another rule is about their lengths
+    return (f"batchSizes[{member}] of all rows" for member, column in enumerate(columns) if not any(column))
+
+
+def stray_shares(optimization: Optimization) -> Iterator[str]:
+    """Where one row has shares, all have; a row without them is of devices that run nothing."""
+    matrix = optimization.matrix if optimization.has_shares else ()
+    return (
+        f"[{index}] ({row.device}) has share {share:g} at batchSizes[{member}] {size}"
+        for index, row in enumerate(matrix)
+        for member, (size, share) in enumerate(zip(row.batch_sizes, row.all_shares, strict=True))
+        if (size > 0) != (share > 0)
+    )
+
+
+def wrong_sums(optimization: Optimization) -> Iterator[str]:
+    columns = zip(*(row.all_shares for row in optimization.matrix), strict=False)
+    sums = map(sum, columns) if optimization.has_shares else ()
+    return (f"shares[{member}] {total:g}" for member, total in enumerate(sums) if abs(total - 1) > SHARES_OFF)
 
 
 Routing = Literal["auto", "pull", "weights"]
@@ -301,6 +347,18 @@ class EnsembleDeploymentSpec(Workload):
             lambda s: not too_large(s),
             lambda s: too_large(s)[0],
         ),
+        Rule(
+            "optimization.matrix",
+            "must have no shares where serving.routing is pull",
+            "self.serving.routing != 'pull' || self.optimization.matrix.all(r, !has(r.shares))",
+            lambda s: s.serving.routing != "pull" or not s.optimization.has_shares,
+        ),
+        none_of("optimization.matrix", "must be of devices that there are", lambda s: unknown_devices(s)),
+        none_of(
+            "optimization.matrix",
+            "must have batch sizes of optimization.batchSizes, or 0",
+            lambda s: unknown_sizes(s),
+        ),
     )
 
     selection_ref: SelectionRef = Field(description="The ensemble.")
@@ -315,9 +373,39 @@ class EnsembleDeploymentSpec(Workload):
         return min(self.serving.segment_size, self.serving.max_batch_size)
 
     @property
+    def device_names(self) -> tuple[str, ...]:
+        """Rows of the matrix: GPUs first, then groups of cores, each in the order of `devices`."""
+        counts = {kind: sum(device.count for device in self.devices if device.type == kind) for kind in ("gpu", "cpu")}
+        return tuple(f"{kind}{ordinal}" for kind, count in counts.items() for ordinal in range(count))
+
+    @property
     def batch_sizes(self) -> tuple[int, ...]:
         """That workers may have, ascending: the default ends with the largest that can be filled."""
         return tuple(sorted({min(size, self.largest_batch) for size in self.optimization.batch_sizes}))
+
+
+def unknown_devices(spec: EnsembleDeploymentSpec) -> Iterator[str]:
+    names = spec.device_names
+    return (
+        f"[{index}].device {row.device} is none of {shortened(names)}"
+        for index, row in enumerate(spec.optimization.matrix)
+        if row.device not in names
+    )
+
+
+def shortened(names: Sequence[str]) -> str:
+    return ", ".join(names if len(names) <= 8 else [*names[:7], "…", names[-1]])
+
+
+def unknown_sizes(spec: EnsembleDeploymentSpec) -> Iterator[str]:
+    """But those that are too large, which another rule is about."""
+    allowed = {0, *spec.batch_sizes}
+    return (
+        f"[{index}] ({row.device}) has {size}"
+        for index, row in enumerate(spec.optimization.matrix)
+        for size in row.batch_sizes
+        if size not in allowed and size <= spec.largest_batch
+    )
 
 
 def too_large(spec: EnsembleDeploymentSpec) -> list[int]:

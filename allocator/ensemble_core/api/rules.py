@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -20,21 +20,22 @@ class Rule:
     Args:
         field: The field to blame, in camelCase and relative to the object, dots between levels; empty for the object.
         message: What is allowed; it reads on after the offending value ("must be at most maxTrialCount").
-        cel: The same in Kubernetes' CEL over `self`, and `oldSelf` if it is about changes.
+        cel: The same in Kubernetes' CEL over `self`, and `oldSelf` if it is about changes; none where that is more
+            than an API server's budget allows: it takes what commands and the operator refuse.
         holds: Whether it holds for a model; none for rules that only a cluster has.
         culprit: Of a model that breaks it: what to name where the field's value is long.
     """
 
     field: str
     message: str
-    cel: str
+    cel: str | None
     holds: Callable[[Any], bool] | None = None
     culprit: Callable[[Any], object] | None = None
 
-    def kubernetes(self) -> dict[str, str]:
-        """An entry of `x-kubernetes-validations`."""
+    def kubernetes(self) -> list[dict[str, str]]:
+        """Its entry of `x-kubernetes-validations`, if it has one."""
         where = {"fieldPath": f".{self.field}"} if self.field else {}
-        return {"rule": self.cel, "message": self.message} | where
+        return [{"rule": self.cel, "message": self.message} | where] if self.cel is not None else []
 
 
 def immutable(field: str) -> Rule:
@@ -65,6 +66,13 @@ def unique(field: str, key: str) -> Rule:
     )
 
 
+def none_of(field: str, message: str, culprits: Callable[[Any], Iterator[object]]) -> Rule:
+    """There are no such culprits, of which the first is named; a rule that CEL does not have."""
+    return Rule(
+        field, message, None, lambda model: not any(True for _ in culprits(model)), lambda model: next(culprits(model))
+    )
+
+
 def exactly_one(fields: Sequence[str]) -> Rule:
     """Of these optional fields one is given."""
     return Rule(
@@ -90,8 +98,8 @@ class Ruled(Frozen):
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         schema = handler(core_schema)
-        if cls.rules:
-            handler.resolve_ref_schema(schema)["x-kubernetes-validations"] = [rule.kubernetes() for rule in cls.rules]
+        if entries := [entry for rule in cls.rules for entry in rule.kubernetes()]:
+            handler.resolve_ref_schema(schema)["x-kubernetes-validations"] = entries
         return schema
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from ensemble_core.allocation.machine import Machine
 from ensemble_core.allocation.rows import device_rows, group_of, memory_remarks
-from ensemble_core.api.ensembledeployment import Device
+from ensemble_core.api.ensembledeployment import Device, EnsembleDeploymentSpec, SelectionRef
 from ensemble_core.devices import Gpu
 from ensemble_core.errors import UserError
 
@@ -32,6 +32,8 @@ def test_gpus_come_first_and_core_groups_are_disjoint() -> None:
     )
     rows = device_rows(WHERE, spec, MACHINE)
     assert [row.name for row in rows] == ["gpu0", "gpu1", "cpu0", "cpu1", "cpu2"]
+    reference = SelectionRef(name="digits", budget_name="large")
+    assert EnsembleDeploymentSpec(selection_ref=reference, devices=spec).device_names == tuple(row.name for row in rows)
     assert [row.cores for row in rows] == [(), (), (0, 1), (2,), (5,)]
     assert [row.memory_mib for row in rows] == [16_000.0, 80_000.0, 2000.0, 500.0, 500.0]
     assert [row.device_type for row in rows] == ["gpu-a", "gpu-b", "cpu-2c", "cpu-1c", "cpu-1c"]

@@ -147,36 +147,7 @@ def test_a_matrix_of_the_spec_is_routed_by_its_shares(results: Any, make_subject
 @pytest.mark.parametrize(
     ("rows", "where", "problem"),
     [
-        ([{"device": "gpu0", "batchSizes": [8, 8]}], "matrix[0].device", "gpu0 is none of the devices cpu0, cpu1"),
-        (
-            [{"device": "cpu0", "batchSizes": [8, 8]}, {"device": "cpu0", "batchSizes": [8, 8]}],
-            "matrix[1].device",
-            "cpu0 has a row already",
-        ),
         ([{"device": "cpu0", "batchSizes": [8]}], "matrix[0].batchSizes", "has 1 entries for 2 members"),
-        ([{"device": "cpu0", "batchSizes": [8, 9]}], "matrix[0].batchSizes", "9 is not among batchSizes: 0, 8, 32"),
-        ([{"device": "cpu0", "batchSizes": [8, 0]}], "matrix", "m-0001 would be on no device"),
-        (
-            [
-                {"device": "cpu0", "batchSizes": [8, 0], "shares": [1, 0]},
-                {"device": "cpu1", "batchSizes": [0, 8], "shares": [0, 0.9]},
-            ],
-            "matrix",
-            "the shares of m-0001 add up to 0.9, not to 1",
-        ),
-        (
-            [
-                {"device": "cpu0", "batchSizes": [8, 0], "shares": [0, 0]},
-                {"device": "cpu1", "batchSizes": [0, 8], "shares": [1, 1]},
-            ],
-            "matrix[0].shares",
-            "0 of m-0000, whose batch size there is 8",
-        ),
-        (
-            [{"device": "cpu0", "batchSizes": [8, 0], "shares": [1, 0]}, {"device": "cpu1", "batchSizes": [0, 8]}],
-            "matrix[1].shares",
-            "0 of m-0001, whose batch size there is 8",
-        ),
         ([{"device": "cpu0", "batchSizes": [8, 8]}], "matrix", "takes 50 MiB more than the 150 MiB of cpu0"),
     ],
 )

@@ -32,6 +32,14 @@ def test_refuses_and_blames_the_field(case: Case, changed: Changed, complaints: 
     assert case["at"] in blamed
 
 
+@pytest.mark.parametrize("case", CASES["refused_by_commands"], ids=name_of)
+def test_refuses_what_an_api_server_cannot_afford_to_look_for(
+    case: Case, changed: Changed, complaints: Callable[..., list[str]]
+) -> None:
+    (line,) = complaints(json.dumps(changed(case)))
+    assert line.split(": ", 1)[1] == f"{case['at']}: {case['told']}"
+
+
 @pytest.mark.parametrize("case", [*CASES["accepted"], *CASES["refused_in_clusters"], *CASES["changes"]], ids=name_of)
 def test_accepts(case: Case, changed: Changed, load: Callable[..., Any]) -> None:
     load(json.dumps(changed(case)))
