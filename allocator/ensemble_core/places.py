@@ -1,4 +1,4 @@
-"""Places that commands write to; what is in the way is told by the name of the option that gives the place."""
+"""Places that commands read from and write to; what is wrong is told with the option that gives the place."""
 
 from __future__ import annotations
 
@@ -27,6 +27,13 @@ def make_folder(option: str, folder: Path) -> Path:
     except FileNotFoundError:  # below /proc, for example
         raise UserError(option, f"{folder} cannot be written: there can be no such folder") from None
     return folder
+
+
+def existing_folder(option: str, folder: Path) -> Path:
+    """A folder with its whole path; UserError if there is none."""
+    if not folder.is_dir():
+        raise UserError(option, f"there is no folder {folder.absolute()}")
+    return folder.absolute()
 
 
 def _above(path: Path) -> Path | None:
