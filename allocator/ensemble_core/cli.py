@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
+import select
+import signal
 import sys
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -30,13 +33,37 @@ VERBS = {
 }
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
+UNREAD = 128 + signal.SIGPIPE
 # The disk is full or may not be written: nothing that a traceback would explain.
 PLACE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb; exit code 0 done, 1 failed, 2 bad input, 3 fenced by a newer attempt, 130 interrupted."""
-    arguments = sys.argv[1:] if argv is None else argv
+    """Run one verb.
+
+    Exit code 0 done, 1 failed, 2 bad input, 3 fenced by a newer attempt, 130 interrupted, 141 if nobody reads the
+    output to its end, as `head` does not.
+    """
+    try:
+        try:
+            return _verb(sys.argv[1:] if argv is None else argv)
+        finally:
+            sys.stdout.flush()  # now, when it can be told
+    except BrokenPipeError:
+        if not _unread():  # it was another pipe or connection
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is written at the very end
+        return UNREAD
+
+
+def _unread() -> bool:
+    """Whether standard output is a pipe whose reader has gone."""
+    output = select.poll()
+    output.register(sys.stdout, 0)
+    return bool(output.poll(0))
+
+
+def _verb(arguments: list[str]) -> int:
     name = arguments[0] if arguments else "--help"
     if name in ("--version", "-V"):
         print(f"ensemble {__version__}")

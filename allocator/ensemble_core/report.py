@@ -33,6 +33,7 @@ from typing import Any, Protocol
 
 from ensemble_core.errors import OutageError, UserError
 from ensemble_core.library.searches import Fenced
+from ensemble_core.places import check_file
 
 SCHEMA_VERSION = 1
 REPORT_KEY = "report.json"
@@ -342,7 +343,7 @@ def open_report(target: str | None, verb: str, spec_hash: str) -> Report:
 def _sink(target: str) -> Sink:
     scheme, _, rest = target.partition(":")
     if scheme == "file" and rest:
-        return FileSink(_writable(Path(rest)))
+        return FileSink(check_file("--report", Path(rest)))
     namespace, _, name = rest.partition("/")
     if scheme != "configmap" or not namespace or not name or "/" in name:
         raise UserError("--report", f"{target!r} must be file:PATH or configmap:NAMESPACE/NAME")
@@ -351,13 +352,6 @@ def _sink(target: str) -> Sink:
         raise UserError("--report", f"{target!r} needs a pod of a cluster: KUBERNETES_SERVICE_HOST is not set")
     port, key = int(os.environ.get("KUBERNETES_SERVICE_PORT", "443")), os.environ.get("ENSEMBLE_REPORT_KEY")
     return ConfigMapSink(namespace, name, host, port, SERVICE_ACCOUNT, key or REPORT_KEY)
-
-
-def _writable(file: Path) -> Path:
-    above = next(folder for folder in file.absolute().parents if folder.exists())
-    if file.is_dir() or not above.is_dir():
-        raise UserError("--report", f"{file} cannot be written: {file if file.is_dir() else above} is in its place")
-    return file
 
 
 def add_spec_arguments(parser: argparse.ArgumentParser) -> None:

@@ -925,7 +925,17 @@ DATA_CASES = (
         "output that is a file",
         file("out", "x"),
         (f"{RUN} --output out",),
-        ("--output: ", "out is a file; give a folder"),
+        ("--output: ", "out is in its place"),
+    ),
+    Case(
+        "output below a file",
+        nothing,
+        (
+            f"{RUN} --output {FILE}/x",
+            f"render --spec {FILE} --selection {'0' * 64} --output {FILE}/x",
+            f"dataset --spec {FILE} --output {FILE}/x",
+        ),
+        ("--output: ", f"{FILE}/x cannot be written: ", f"{FILE} is in its place"),
     ),
 )
 

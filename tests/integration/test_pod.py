@@ -593,7 +593,8 @@ def test_an_allocation_for_other_devices_is_refused_and_names_both(
 def test_a_folder_that_cannot_be_written_is_told(spec: Path, allocation: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = render(spec, tmp_path / "file")
-    assert (done.returncode, done.stderr) == (2, f"ensemble render: {tmp_path}/file: is a file; a folder is needed\n")
+    told = f"--output: {tmp_path}/file cannot be written: {tmp_path}/file is in its place"
+    assert (done.returncode, done.stderr) == (2, f"ensemble render: {told}\n")
 
 
 def test_the_best_single_model_can_be_rendered(spec: Path, tmp_path: Path) -> None:

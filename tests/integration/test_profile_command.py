@@ -207,7 +207,7 @@ def test_a_model_that_cannot_be_measured_does_not_stop_the_others(
     assert "broken: " in capsys.readouterr().err
     report = (workplace.folder / "report.json").read_text()
     assert '"state": "Failed"' in report
-    assert "1 models could not be measured: broken: " in report
+    assert "1 model could not be measured: broken: " in report
 
 
 def test_a_process_that_is_killed_is_told_as_such(

@@ -88,13 +88,15 @@ def parse_devices(text: str) -> tuple[Group, ...]:
         if (count := int(found[1]) + sum(group.count for group in groups)) > MOST_DEVICES:
             raise UserError("--devices", f"{part.strip()} makes {count} devices, more than the limit of {MOST_DEVICES}")
         if found[3]:
-            check_option(f"--devices: {part.strip()}", Device, "memory_mib", int(found[3][:LONGEST]))
-        known = DEVICE_TYPES.get(found[2])
+            check_option(f"--devices: {part.strip()}", Device, "memory_mib", int(found[3][:LONGEST]), found[3])
+        kind = next((name for name in DEVICE_TYPES if name.lower() == found[2].lower()), found[2])
+        known = DEVICE_TYPES.get(kind)
         if known is None and found[3] is None:
-            raise UserError("--devices", f"{found[2]} needs its memory in MiB: {part.strip()}:16384")
-        side: DeviceKind = known.side if known else "cpu" if found[2].startswith("cpu") else "gpu"
+            problem = f"{kind} is none of {', '.join(DEVICE_TYPES)}; with --spec it is a device type of profiles"
+            raise UserError("--devices", f"{problem}, and needs its memory in MiB: {part.strip()}:16384")
+        side: DeviceKind = known.side if known else "cpu" if kind.startswith("cpu") else "gpu"
         memory = float(found[3]) if found[3] else known.memory_mib if known else 0.0
-        groups.append(Group(int(found[1]), found[2], side, memory))
+        groups.append(Group(int(found[1]), kind, side, memory))
     return tuple(sorted(groups, key=lambda group: group.side != "gpu"))
 
 

@@ -193,10 +193,9 @@ def _read(file: Path, problems: list[_Problem]) -> Iterator[tuple[int, Any]]:
         raise UserError(str(file), f"is not YAML: {_single_line(error)}") from error
     except OSError as error:
         raise UserError(str(file), f"cannot be read: {error.strerror}") from error
-    index = 0
+    index = 1
     try:
         while loader.check_node():
-            index += 1
             node = loader.get_node()
             assert node is not None  # check_node has looked
             _refuse_large(node, file)
@@ -207,6 +206,7 @@ def _read(file: Path, problems: list[_Problem]) -> Iterator[tuple[int, Any]]:
             loader.repeated.clear()
             if content is not None:
                 yield index, content
+            index += 1
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{file}: document {index}", f"is not YAML: {_single_line(error)}") from error
     except RecursionError as error:

@@ -8,7 +8,9 @@ import signal
 import time
 from functools import partial
 
-from ensemble_core.commands.server import add_repository_argument, port
+from ensemble_core.commands.numbers import port
+from ensemble_core.commands.server import add_repository_argument
+from ensemble_core.places import existing_folder
 from ensemble_core.report import open_report
 from ensemble_core.serving import rendered
 from ensemble_core.serving.agent import Agent
@@ -30,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(0))
     rendered.open_to_group()
-    folder = arguments.repository.absolute()
+    folder = existing_folder("--repository", arguments.repository)
     key = {CONTROL_HEADER: rendered.control_key(folder)}
     report = open_report(arguments.report, "agent", rendered.read(folder).spec_hash)
     control = Control(ADDRESS, arguments.http_port, LOAD_SECONDS, key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from ensemble_core.errors import UserError
 from ensemble_core.serving.client import describe, predict, predict_with_disagreement
-from ensemble_core.serving.errors import ServingError
+from ensemble_core.serving.errors import ServingError, UnreachableError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    _check_url(arguments.url)
     samples = _read(arguments.input)
     _check_files(arguments)
     try:
@@ -33,7 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
         _check(arguments.input, samples, signature.input_type, signature.input_shape)
         answers = _answers(arguments, samples)
     except ServingError as error:
-        print(f"ensemble predict: {error}", file=sys.stderr)
+        hint = "; --url must be the gRPC endpoint of a server" if isinstance(error, UnreachableError) else ""
+        print(f"ensemble predict: {error}{hint}", file=sys.stderr)
         return 1
     for path, answer in answers.items():
         with open(path, "wb") as file:  # np.save would append .npy to another name
@@ -41,6 +44,13 @@ def run(arguments: argparse.Namespace) -> int:
     probabilities = answers[arguments.output]
     print(f"{len(probabilities)} samples, {probabilities.shape[1]} classes: {arguments.output}")
     return 0
+
+
+def _check_url(url: str) -> None:
+    """UserError unless it is HOST:PORT."""
+    found = re.fullmatch(r"(\[[^\s/\[\]]+\]|[^\s:/\[\]]+):(\d{1,5})", url)
+    if found is None or not 1 <= int(found[2]) <= 65535:
+        raise UserError("--url", f"{url!r} must be HOST:PORT of a gRPC endpoint, such as 127.0.0.1:8001")
 
 
 def _check_files(arguments: argparse.Namespace) -> None:

@@ -18,6 +18,7 @@ from ensemble_core.profiling.half import words
 from ensemble_core.profiling.run import Progress, run_profiling
 from ensemble_core.report import CommandError, Report, add_report_arguments, run_reported
 from ensemble_core.runner.show import Show
+from ensemble_core.runner.wording import counted
 
 COMPARED = "1,8,32,128"
 MOST_SAMPLES = 4096  # of a batch
@@ -44,11 +45,11 @@ def _profile(arguments: argparse.Namespace, report: Report) -> dict[str, Any]:
         print(line)
     for remark in profiled.remarks:
         print(remark)
-    print(f"{profiled.measured} models measured on {profiled.device_type}, {profiled.known} were known")
+    print(f"{counted(profiled.measured, 'model')} measured on {profiled.device_type}, {profiled.known} were known")
     if profiled.failures:
         for failure in profiled.failures:
             print(failure, file=sys.stderr)
-        raise CommandError(f"{len(profiled.failures)} models could not be measured: {profiled.failures[0]}")
+        raise CommandError(f"{counted(len(profiled.failures), 'model')} could not be measured: {profiled.failures[0]}")
     summary = {"deviceType": profiled.device_type, "measured": profiled.measured, "known": profiled.known}
     return {"digest": None, "summary": summary}
 

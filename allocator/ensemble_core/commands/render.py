@@ -11,6 +11,7 @@ from ensemble_core.allocation.prepare import allocated_plan, allocation_of, find
 from ensemble_core.api.documents import load_documents
 from ensemble_core.commands.allocate import add_selection_argument
 from ensemble_core.errors import OutageError
+from ensemble_core.places import check_folder, make_folder
 from ensemble_core.report import add_spec_arguments
 from ensemble_core.serving import rendered
 
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    check_folder("--output", arguments.output)
     rendered.open_to_group()
     documents = load_documents(arguments.spec)
     deployment = documents.deployment(arguments.name)
@@ -37,6 +39,6 @@ def run(arguments: argparse.Namespace) -> int:
         allocation=found.digest,
         plan=allocated_plan(ensemble, subject, found),
     )
-    plan = rendered.write(arguments.output, content).plan
+    plan = rendered.write(make_folder("--output", arguments.output), content).plan
     print(f"{plan.name}: {len(plan.members)} members, {len(plan.workers)} workers in {arguments.output}")
     return 0

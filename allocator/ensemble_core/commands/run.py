@@ -10,7 +10,7 @@ from rich.console import Console
 
 from ensemble_core.api.documents import Documents, check_references, load_documents
 from ensemble_core.commands.serve import check_ports
-from ensemble_core.errors import UserError
+from ensemble_core.places import check_folder, make_folder
 from ensemble_core.report import CommandError
 from ensemble_core.runner.preflight import check_machine, check_searches
 from ensemble_core.runner.relocate import relocate
@@ -30,6 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     file = Path(arguments.file)
     output = Path(arguments.output or Path("runs") / file.stem).resolve()
     documents = _checked(file, output)
+    make_folder("--output", output)
     console = Console()
     try:
         with Show(console) as show:
@@ -50,8 +51,7 @@ def _checked(file: Path, output: Path) -> Documents:
     deployment = documents.deployment()
     check_ports(f"{file}: EnsembleDeployment {deployment.metadata.name}", deployment.spec.serving)
     check_machine(documents)
-    if output.exists() and not output.is_dir():
-        raise UserError("--output", f"{output} is a file; give a folder")
+    check_folder("--output", output)
     documents = relocate(documents, file.resolve().parent, output)
     check_searches(documents)
     return documents

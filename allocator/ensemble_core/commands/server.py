@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from ensemble_core.allocation.machine import in_pod
+from ensemble_core.commands.numbers import port
 from ensemble_core.errors import UserError
+from ensemble_core.places import existing_folder
 from ensemble_core.serving import installation, launch, rendered, sharedmemory
 from ensemble_core.serving.errors import ServingError
 from ensemble_core.serving.installation import Ports
@@ -26,22 +30,27 @@ def add_repository_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repository", required=True, type=Path, metavar="DIR", help="what `ensemble render` wrote")
 
 
-def port(text: str) -> int:
-    """A TCP port, for argparse."""
-    number = int(text)
-    if not 1 <= number <= 65535:
-        raise argparse.ArgumentTypeError(f"{text} must be from 1 to 65535")
-    return number
+def _check(address: str, ports: Mapping[str, int]) -> None:
+    """UserError that names the option if this machine has no such address, or a port is taken or given twice."""
+    try:
+        socket.create_server((address, 0)).close()
+    except OSError as error:
+        problem = f"{address} is no address of this machine that can be listened on: {error.strerror}"
+        raise UserError("--address", problem) from None
+    options: dict[int, str] = {}
+    for option, number in ports.items():
+        if (other := options.setdefault(number, option)) != option:
+            raise UserError(option, f"{number} is the port of {other}; give another")
+        if in_use(address, number):
+            raise UserError(option, f"{address}:{number} cannot be listened on; is it in use?")
 
 
 def run(arguments: argparse.Namespace) -> int:
     ports = Ports(arguments.http_port, arguments.grpc_port, arguments.metrics_port)
     rendered.open_to_group()
-    folder = arguments.repository.absolute()
+    folder = existing_folder("--repository", arguments.repository)
     key = rendered.control_key(folder)
-    for endpoint, number in zip(("http", "grpc", "metrics"), ports.numbers(), strict=True):
-        if in_use(arguments.address, number):
-            raise UserError(f"--{endpoint}-port", f"{arguments.address}:{number} cannot be listened on; is it in use?")
+    _check(arguments.address, dict(zip(("--http-port", "--grpc-port", "--metrics-port"), ports.numbers(), strict=True)))
     try:
         content, averaging = rendered.prepare(folder, sorted(os.sched_getaffinity(0)), in_pod())
         sharedmemory.sweep_dead()  # of a server that was here before

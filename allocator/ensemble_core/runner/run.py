@@ -38,7 +38,7 @@ LOOK_SECONDS = 0.5  # between looks at the endpoint while it is kept
 
 @dataclass(frozen=True)
 class Workspace:
-    """The files of a run, all below one folder."""
+    """The files of a run, all below one folder, which is there."""
 
     output: Path
 
@@ -100,7 +100,6 @@ class Run:
                 members.
             UserError: The ensemble that is to be served has fewer members than the quorum.
         """
-        self.workspace.output.mkdir(parents=True, exist_ok=True)
         replace_text(self.workspace.documents, dump(self.documents, self.workspace.output))
         occupancy = self._train()
         self._stage("profile", "profile", "--name", self.selection.metadata.name)

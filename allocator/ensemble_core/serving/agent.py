@@ -103,6 +103,7 @@ class Agent:
         self._folder, self._control, self._tell = folder, control, tell
         self._complete: str | None = None  # the server that once had everything
         self._revivals = self._repaired = self._failures = 0
+        self._said = ""  # the last note in the log
         self._failure = ""  # the last, until everything is there: reports are rare, and servers that are stuck go away
 
     def look(self) -> float:
@@ -126,8 +127,15 @@ class Agent:
             note = self._failure = with_workers(str(error), plan)
         except ServingError as error:
             note = self._after_failure(str(error))
+        self._say(note)
         self._report(plan, wanted, seen if not note else self._see_what_can_be_seen(wanted), note)
         return float(min(LOOK_SECONDS * 2 ** min(self._failures, 10), LONGEST_PAUSE))
+
+    def _say(self, note: str) -> None:
+        """Print why not everything is there, once for each change."""
+        if note and note != self._said:
+            print(note, flush=True)
+        self._said = note
 
     def _after_failure(self, note: str) -> str:
         return f"{note}, after: {self._failure}" if self._failure else note

@@ -14,7 +14,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype, tri
 
 from ensemble_core.errors import UserError
 from ensemble_core.library.records import Signature
-from ensemble_core.serving.errors import ServingError
+from ensemble_core.serving.errors import ServingError, UnreachableError
 from ensemble_core.serving.sharedmemory import Region
 
 Samples = npt.NDArray[Any]
@@ -33,6 +33,7 @@ CHANNEL = [
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.use_local_subchannel_pool", 1),
 ]
+UNAVAILABLE = "StatusCode.UNAVAILABLE"  # gRPC's word for a connection that cannot be made, or is lost
 SECONDS = 600.0  # for an answer, unless the caller knows better
 ASK_SECONDS = 30.0  # for what needs no computing
 
@@ -52,7 +53,8 @@ def connect(url: str) -> Iterator[Any]:
         with grpc.InferenceServerClient(url, channel_args=CHANNEL) as client:
             yield client
     except InferenceServerException as error:
-        raise ServingError(f"{url}: {error.message()}") from error
+        kind = UnreachableError if error.status() == UNAVAILABLE else ServingError
+        raise kind(f"{url}: {error.message()}") from error
 
 
 def describe(url: str, model: str) -> Endpoint:

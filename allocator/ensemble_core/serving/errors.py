@@ -7,6 +7,10 @@ class ServingError(RuntimeError):
     """The server cannot be started or reached, or it refuses a request."""
 
 
+class UnreachableError(ServingError):
+    """Nobody answers there, or not over gRPC."""
+
+
 class LoadError(ServingError):
     """A model does not load: it does not fit, or its file is broken."""
 

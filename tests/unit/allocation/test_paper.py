@@ -24,6 +24,7 @@ def test_devices_are_read_gpus_first() -> None:
         Group(16, "V100-16GB", "gpu", 16384.0),
         Group(1, "CPU", "cpu", 204800.0),
     )
+    assert parse_devices("1xcpu,16xv100-16gb") == parse_devices("1xCPU,16xV100-16GB")
     assert parse_devices("4xcpu-some-2c:8192") == (Group(4, "cpu-some-2c", "cpu", 8192.0),)
 
 
@@ -37,8 +38,10 @@ def test_devices_are_read_gpus_first() -> None:
         ("9" * 5000 + "xCPU", "must be a number of devices"),
         ("1xCPU:63", "63 must be greater than or equal to 64"),
         ("1xCPU:16777217", "16777217 must be less than or equal to 16777216"),
+        ("1xCPU:" + "9" * 20, f"1xCPU:{'9' * 20}: {'9' * 20} must be less than or equal to 16777216"),
         ("1xCPU:" + "9" * 5000, "must be less than or equal to 16777216"),
-        ("2xgpu-other", "gpu-other needs its memory in MiB: 2xgpu-other:16384"),
+        ("2xgpu-other", "gpu-other is none of V100-16GB, CPU; with --spec it is a device type of profiles, and needs"),
+        ("2xgpu-other", "and needs its memory in MiB: 2xgpu-other:16384"),
     ],
 )
 def test_devices_that_cannot_be_read(text: str, problem: str) -> None:

@@ -187,6 +187,15 @@ def test_text_that_is_no_document_is_refused_in_one_line(complaints: Complaints,
     assert part in line
 
 
+@pytest.mark.parametrize("text", ["[1", "]", "%", "a: b: c", "@"])
+@pytest.mark.parametrize("before", [0, 2])
+def test_a_document_that_is_not_yaml_is_told_by_its_number_from_1(
+    complaints: Complaints, text: str, before: int
+) -> None:
+    (line,) = complaints("{}\n---\n" * before + f"{text}\n")
+    assert f"document {before + 1}: is not YAML: " in line
+
+
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read: No such file or directory"):
         load_documents(tmp_path / "absent.yaml")

@@ -53,6 +53,14 @@ def test_progress_is_told_in_lines_beside_the_output(
     assert output == "44 models measured on cpu-x-1c, 4 were known\n"
 
 
+def test_a_single_model_is_no_models(
+    run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(profile, "run_profiling", lambda *_: Profiled("cpu-x-1c", 1, 0, (), (), ()))
+    assert run() == 0
+    assert capsys.readouterr().out == "1 model measured on cpu-x-1c, 0 were known\n"
+
+
 def test_who_reads_reports_is_told_once(
     run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

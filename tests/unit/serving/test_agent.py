@@ -212,6 +212,26 @@ def test_an_ensemble_that_lacks_a_member_is_not_ready(agent, triton, told):
     assert set(triton.loaded) == set(triton.wanted)
 
 
+def test_why_something_is_not_loaded_is_in_the_log_once_for_each_change(agent, triton, capsys):
+    def logged() -> list[str]:
+        return [line for line in capsys.readouterr().out.splitlines() if not line.startswith("load ")]
+
+    triton.broken = {"m-1--cpu1--b128"}
+    agent.look()
+    agent.look()
+    assert logged() == ["m-1--cpu1--b128: load: no file"]
+    triton.up = False
+    agent.look()
+    agent.look()
+    assert logged() == ["waiting for the server, after: m-1--cpu1--b128: load: no file"]
+    triton.up, triton.broken = True, set()
+    agent.look()
+    assert logged() == []
+    triton.up = False
+    agent.look()
+    assert logged() == ["waiting for the server"]
+
+
 def test_a_server_that_goes_away_midway_is_waited_for(agent, triton, told, monkeypatch):
     def gone(models, front, check):
         raise ServingError("the server is gone")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from argparse import Namespace
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -109,6 +110,39 @@ def test_no_file_is_named_twice(arguments, names, where, problem):
         predict.run(arguments)
     assert refused.value.where == where
     assert arguments.input.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://127.0.0.1:8001", "127.0.0.1", "127.0.0.1:", ":8001", "h:0", "h:65536", "h:8001/", "::1:8001", "a b:1"],
+)
+def test_a_url_that_is_no_host_and_port_is_refused(arguments, url):
+    np.save(arguments.input, np.zeros((1, 8, 8, 1), np.uint8))
+    arguments.url = url
+    with pytest.raises(UserError, match="must be HOST:PORT of a gRPC endpoint, such as") as refused:
+        predict.run(arguments)
+    assert (refused.value.where, repr(url) in refused.value.problem) == ("--url", True)
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8001", "[::1]:8001", "digits.default.svc:65535"])
+def test_hosts_and_ports_are_accepted(arguments, monkeypatch, url):
+    np.save(arguments.input, np.zeros((1, 8, 8, 1), np.uint8))
+    monkeypatch.setattr(predict, "predict", lambda url, model, samples: np.ones((len(samples), 10), np.float32))
+    arguments.url = url
+    assert predict.run(arguments) == 0
+
+
+def test_who_asks_another_port_than_that_of_grpc_is_told(arguments, monkeypatch, capsys):
+    """As an HTTP endpoint does, this one ends the connection."""
+    np.save(arguments.input, np.zeros((1, 8, 8, 1), np.uint8))
+    monkeypatch.setattr(predict, "describe", client.describe)
+    with socket.create_server(("127.0.0.1", 0)) as somebody:
+        arguments.url = f"127.0.0.1:{somebody.getsockname()[1]}"
+        threading.Thread(target=lambda: somebody.accept()[0].close(), daemon=True).start()
+        assert predict.run(arguments) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"ensemble predict: {arguments.url}: ")
+    assert told.endswith("; --url must be the gRPC endpoint of a server\n")
 
 
 def test_a_worker_is_no_model_to_ask(monkeypatch):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ensemble_core.api.documents import load_documents
+from ensemble_core.places import check_folder, make_folder
 from ensemble_core.report import Report, add_report_arguments, run_reported
 from ensemble_trainer.commands.train import naming
 from ensemble_trainer.datasets import load_dataset
@@ -29,12 +30,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _write(arguments: argparse.Namespace, report: Report) -> dict[str, Any]:
+    folder = check_folder("--output", Path(arguments.output))
     search = load_documents(arguments.spec).search(arguments.name)
     with naming(f"{arguments.spec} (HPOSearch {search.metadata.name})"):
         dataset = load_dataset(search.spec.dataset, dataset_cache())
     part = getattr(dataset, arguments.split)
-    folder = Path(arguments.output)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder("--output", folder)
     for name, array in (("images", part.images), ("labels", part.labels), ("ids", part.ids)):
         scratch = folder / f".{name}.{os.getpid()}.npy"
         np.save(scratch, array, allow_pickle=False)
