@@ -7,6 +7,10 @@ class ServingError(RuntimeError):
     """The server cannot be started or reached, or it refuses a request."""
 
 
+class SilentError(ServingError):
+    """The server is there and does not answer: it is stopped, or starved of its cores."""
+
+
 class LoadError(ServingError):
     """A model does not load: it does not fit, or its file is broken."""
 
