@@ -67,7 +67,9 @@ def test_a_broken_answer_is_told_with_the_address(answer: bytes, told: str) -> N
 
 def test_who_listens_and_says_nothing_is_silent_and_who_is_not_there_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exposition, "ASK_SECONDS", 0.05)
-    with socket.create_server(("127.0.0.1", 0)) as stopped:  # the kernel takes connections for a process that is stopped
+    with socket.create_server(
+        ("127.0.0.1", 0)
+    ) as stopped:  # the kernel takes connections for a process that is stopped
         address = f"127.0.0.1:{stopped.getsockname()[1]}"
         with pytest.raises(SilentError, match=f"^{address}: no metrics within 0.05 s"):
             exposition.read(address, 0.0)
