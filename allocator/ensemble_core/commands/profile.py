@@ -117,8 +117,8 @@ def _disturbed(measured: Sequence[tuple[Profile, BatchProfile]]) -> list[str]:
     """What the mark at the end of a row means, and how such figures are measured anew."""
     kinds = dict.fromkeys(profile.device_type for profile, batch in measured if batch.foreign_cores > FOREIGN_CORES)
     return [
-        f"* measured while other processes used more than {FOREIGN_CORES:g} of the device's cores, which may have slowed "
-        f"it; what is deleted of profiles/{kind} in the library is measured anew"
+        f"* measured while other processes used more than {FOREIGN_CORES:g} of the device's cores, which may have "
+        f"slowed it; what is deleted of profiles/{kind} in the library is measured anew"
         for kind in kinds
     ]
 

@@ -328,9 +328,10 @@ def test_an_allocation_on_other_devices_than_the_document_names_says_how_to_allo
     with pytest.raises(UserError) as refused:
         allocation_of(cast(Any, documents), ensemble, subject)
     budget = ensemble.selection.budget_name
+    command = f"ensemble allocate --spec ensemble.yaml --name digits --budget {budget}"
     assert str(refused.value) == (
         f"ensemble.yaml: EnsembleDeployment digits: spec.devices: was allocated on 2 × {KIND}; on this machine the "
-        f"document names 1 × {KIND}: run `ensemble allocate --spec ensemble.yaml --name digits --budget {budget}` for them"
+        f"document names 1 × {KIND}: run `{command}` for them"
     )
 
 
