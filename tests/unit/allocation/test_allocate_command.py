@@ -10,7 +10,7 @@ from ensemble_core.allocation.objectives import Latency, Objective, ThroughputWi
 from ensemble_core.allocation.objectives import Throughput as MostThroughput
 from ensemble_core.allocation.result import Benchmark, Start, Subject, Throughput
 from ensemble_core.allocation.simulator import Load
-from ensemble_core.commands.allocate import Progress, table
+from ensemble_core.commands.allocate import Progress, gain, table
 from ensemble_core.report import Report
 
 
@@ -85,6 +85,43 @@ def test_what_the_objective_is_about_is_told(
     assert report.note == f"best so far {best}"
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == f"benchmark 2 of at most 2: {told.partition(' measured')[0]}; best {best}"
+
+
+@pytest.mark.parametrize(
+    ("start", "best", "told"),
+    [
+        ((2827, 0.944), (14389, 0.02), " (from 2,827 samples/s ± 47.2% at the start)"),
+        ((400, 0.04), (412, 0.04), " (from 400 samples/s ± 2.0% at the start)"),
+        ((400, 0.01), (412, 0.01), " (+3% from the start)"),
+        ((400, 0.2), (800, 0.02), " (+100% from the start)"),
+    ],
+)
+def test_a_gain_that_noise_could_be_half_of_is_not_told_in_percent(
+    start: tuple[float, float],
+    best: tuple[float, float],
+    told: str,
+    results: Any,
+    make_subject: Callable[..., Subject],
+) -> None:
+    before, now = (Throughput(samples_per_second=speed, spread=spread) for speed, spread in (start, best))
+    found = allocate(results, make_subject(), Machine()).model_copy(
+        update={"throughput": now, "start": Start(matrix=((8, 8), (0, 0)), throughput=before)}
+    )
+    assert gain(found, MostThroughput()) == told
+
+
+def test_a_start_that_was_over_the_limit_once_is_told_so(results: Any, make_subject: Callable[..., Subject]) -> None:
+    """Though it is within in the mean, and faster than what was found."""
+    matrix, times = ((8, 8), (0, 0)), (80, 110)
+    benchmarks = tuple(
+        Benchmark(order=order, repeat=order, matrix=matrix, throughput=measured(400, 1, 1, milliseconds))
+        for order, milliseconds in enumerate(times)
+    )
+    start = Start(matrix=matrix, throughput=measured(400, 1, 1, 95))
+    found = allocate(results, make_subject(), Machine()).model_copy(
+        update={"throughput": measured(372, 1, 1, 60), "start": start, "benchmarks": benchmarks}
+    )
+    assert gain(found, ThroughputWithin(99, 0.1, (LOAD,))) == " (from 400 samples/s at p99 110 ms, over 100 ms)"
 
 
 def test_what_is_above_the_bound_is_explained(results: Any, make_subject: Callable[..., Subject]) -> None:
