@@ -264,8 +264,8 @@ def allocation_of(documents: Documents, ensemble: Ensemble, subject: Subject) ->
     reference, name = ensemble.selection, ensemble.deployment.metadata.name
     command = f"ensemble allocate --spec {documents.file} --name {name} --budget {reference.budget_name}"
     if elsewhere := allocated_elsewhere(ensemble.results, subject):
-        before, now = types_of(elsewhere.devices), types_of(subject.devices)
-        problem = f"was allocated on {before}; on this machine the document names {now}: run `{command}` for them"
+        there, here = types_of(elsewhere.devices), types_of(subject.devices)
+        problem = f"was allocated on {there}; on this machine the document names {here}: run `{command}` for them"
         raise UserError(f"{ensemble.where}: spec.devices", problem)
     if others := _allocated_with_others(ensemble.results, subject):
         before, now = min((_differences(other, subject.server) for other in others), key=lambda pair: len(pair[0]))
