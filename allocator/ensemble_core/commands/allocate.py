@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ensemble_core.allocation.candidate import ROUTING
+from ensemble_core.allocation.guided import passed_over
 from ensemble_core.allocation.harness import Bench, NoServerError, Triton
 from ensemble_core.allocation.objectives import Latency, Objective, ThroughputWithin, objective_of
 from ensemble_core.allocation.optimise import benchmarks_at_most, find_allocation
@@ -233,6 +234,7 @@ def table(found: AllocationResult, objective: Objective) -> list[str]:
         f"allocation {found.name}, budget {found.selection.budget_name}: {measured}{bound}, "
         f"{count} benchmark{'' if count == 1 else 's'}",
         *_beyond(found),
+        *_passed_over(found, objective),
         line("", names),
         *(line(device.name, row) for device, row in zip(found.devices, cells, strict=True)),
         *([f"  {ROUTING[candidate.routing]}"] if candidate.matrix.divided else []),
@@ -249,6 +251,25 @@ def _beyond(found: AllocationResult) -> list[str]:
     return [
         "  more than the bound: when the members were profiled, the devices were slower than now; what is deleted of",
         f"  {folders} in their libraries, `ensemble profile` measures anew, before `select` and `allocate`",
+    ]
+
+
+def _passed_over(found: AllocationResult, objective: Objective) -> list[str]:
+    """Why the incumbent stays where something was measured better, and what would tell whether it is."""
+    if found.incumbent != found.candidate:
+        return []
+    candidates = dict.fromkeys(done.candidate for done in found.benchmarks)
+    seen = {each: [throughput.measured() for throughput in found.measured(each)] for each in candidates}
+    better = passed_over(found.candidate, seen, objective)
+    if better is None:
+        return []
+    rival, lead = better
+    figure = in_full(found.measured(rival)[-1], objective)
+    more = "" if lead.repeated else "more benchmarks (maxBenchmarks) or "
+    return [
+        f"  the incumbent stays: another was measured {lead.gain:.1%} better ({figure}), and by the noise of these "
+        "benchmarks",
+        f"  it has to be more than {lead.least:.1%} better; {more}longer ones (secondsPerBenchmark) would tell",
     ]
 
 

@@ -136,6 +136,51 @@ def test_what_is_above_the_bound_is_explained(results: Any, make_subject: Callab
         assert "bound:" not in table(other, MostThroughput())[1]
 
 
+@pytest.mark.parametrize(
+    ("spread", "incumbent", "least", "repeats", "more"),
+    [
+        (0.534, 8080.0, "131.0", 1, "more benchmarks (maxBenchmarks) or "),
+        (0.02, 14000.0, "15.0", 1, "more benchmarks (maxBenchmarks) or "),
+        (0.534, 14000.0, "35.4", 4, ""),
+    ],
+)
+def test_why_the_incumbent_stays_where_another_was_measured_better(
+    spread: float,
+    incumbent: float,
+    least: str,
+    repeats: int,
+    more: str,
+    results: Any,
+    make_subject: Callable[..., Subject],
+) -> None:
+    """For the noise of a third, which alone differs by much."""
+    figures = [("8", incumbent, 0.02), ("16", 15032.0, 0.02), ("32", 8500.0, spread)] * repeats
+    benchmarks = tuple(
+        Benchmark(
+            order=order,
+            repeat=1 + order // 3,
+            matrix=((int(size), 8), (0, 0)),
+            throughput=Throughput(samples_per_second=speed, spread=apart),
+        )
+        for order, (size, speed, apart) in enumerate(figures)
+    )
+    found = allocate(results, make_subject(), Machine()).model_copy(
+        update={"benchmarks": benchmarks, "matrix": benchmarks[0].matrix, "bound": None}
+    )
+    assert table(found, MostThroughput())[1:3] == [
+        f"  the incumbent stays: another was measured {15032 / incumbent - 1:.1%} better (15,032 samples/s ± 1.0%), "
+        "and by the noise of these benchmarks",
+        f"  it has to be more than {least}% better; {more}longer ones (secondsPerBenchmark) would tell",
+    ]
+    replaced = found.model_copy(update={"matrix": benchmarks[1].matrix})
+    first_to_all = found.model_copy(
+        update={"benchmarks": tuple(done.model_copy(update={"repeat": 0}) for done in benchmarks)}
+    )
+    behind = found.model_copy(update={"benchmarks": (benchmarks[1], *benchmarks), "matrix": benchmarks[1].matrix})
+    for other in (replaced, first_to_all, behind):
+        assert not any("incumbent" in line for line in table(other, MostThroughput()))
+
+
 def test_a_single_benchmark_is_one(results: Any, make_subject: Callable[..., Subject]) -> None:
     found = allocate(results, make_subject(), Machine())
     assert table(found, MostThroughput())[0].endswith(f" {len(found.benchmarks)} benchmarks")
