@@ -587,7 +587,7 @@ def test_an_allocation_for_other_devices_is_refused_and_names_both(
     done = render(changed, tmp_path / "repository")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert f"spec.devices: was allocated on 2 × {there.pop()}; this machine has 1 × " in line
+    assert f"spec.devices: was allocated on 2 × {there.pop()}; on this machine the document names 1 × " in line
 
 
 def test_a_folder_that_cannot_be_written_is_told(spec: Path, allocation: dict[str, Any], tmp_path: Path) -> None:

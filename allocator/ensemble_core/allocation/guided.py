@@ -12,9 +12,10 @@ The thesis's section 8.3 sets the problem; `benchmarks/allocation.py` compares w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
+from typing import NamedTuple
 
 import numpy as np
 
@@ -62,6 +63,20 @@ class Found:
     best: Candidate
     score: float
     expected: float
+
+
+class Lead(NamedTuple):
+    """Of a rival before the incumbent, in parts of the incumbent's score.
+
+    Args:
+        gain: By how much it was measured better.
+        least: By more than how much it has to be, by the noise.
+        repeated: Whether both were measured as often as they are at most.
+    """
+
+    gain: float
+    least: float
+    repeated: bool
 
 
 @dataclass
@@ -357,16 +372,32 @@ def chosen(ledger: Ledger) -> Candidate | None:
     return next((each for each in ranked if _beats(ledger, each, incumbent)), incumbent)
 
 
+def passed_over(
+    incumbent: Candidate, seen: Mapping[Candidate, list[Measured]], objective: Objective
+) -> tuple[Candidate, Lead] | None:
+    """What was measured better than an incumbent that stays for all that, and its lead; none if nothing was."""
+    ledger = Ledger(_refuse, objective, 0, "auto", incumbent, seen=dict(seen))
+    rivals = [each for each in ledger.ranked() if each != incumbent and keeps_limit(ledger.score(each))]
+    leads = [(each, lead) for each in rivals if (lead := _lead(ledger, each, incumbent)).gain > 0]
+    return max(leads, key=lambda pair: pair[1].gain, default=None)
+
+
 def _beats(ledger: Ledger, rival: Candidate, incumbent: Candidate) -> bool:
-    """Whether a rival is better beyond the noise; its first measurement, which made it one, counts if it is alone."""
-    score = ledger.score(incumbent)
-    if not (keeps_limit(ledger.score(rival)) and keeps_limit(score)):
-        return ledger.score(rival) > score
+    """Whether a rival is better beyond the noise."""
+    if not (keeps_limit(ledger.score(rival)) and keeps_limit(ledger.score(incumbent))):
+        return ledger.score(rival) > ledger.score(incumbent)
+    lead = _lead(ledger, rival, incumbent)
+    return lead.gain > lead.least
+
+
+def _lead(ledger: Ledger, rival: Candidate, incumbent: Candidate) -> Lead:
+    """The rival's first measurement, which made it one, counts if it is alone."""
     first, *again = ledger.scores(rival)
     counts = [len(ledger.seen[incumbent]), max(1, len(again))]
-    error = _noise(ledger) * score * float(np.sqrt(sum(1 / times for times in counts)))
-    least = SURE * error if min(counts) >= REPEATS else max(FAR_SURE * error, FAR * score)
-    return float(np.mean(again or [first])) - score > least
+    error = _noise(ledger) * float(np.sqrt(sum(1 / times for times in counts)))
+    repeated = min(counts) >= REPEATS
+    least = SURE * error if repeated else max(FAR_SURE * error, FAR)
+    return Lead(float(np.mean(again or [first])) / ledger.score(incumbent) - 1, least, repeated)
 
 
 def _noise(ledger: Ledger) -> float:

@@ -261,11 +261,12 @@ def allocation_of(documents: Documents, ensemble: Ensemble, subject: Subject) ->
     found = stored_allocation(ensemble.results, subject)
     if found is not None:
         return found
-    if elsewhere := allocated_elsewhere(ensemble.results, subject):
-        problem = f"was allocated on {types_of(elsewhere.devices)}; this machine has {types_of(subject.devices)}"
-        raise UserError(f"{ensemble.where}: spec.devices", problem)
     reference, name = ensemble.selection, ensemble.deployment.metadata.name
     command = f"ensemble allocate --spec {documents.file} --name {name} --budget {reference.budget_name}"
+    if elsewhere := allocated_elsewhere(ensemble.results, subject):
+        there, here = types_of(elsewhere.devices), types_of(subject.devices)
+        problem = f"was allocated on {there}; on this machine the document names {here}: run `{command}` for them"
+        raise UserError(f"{ensemble.where}: spec.devices", problem)
     if others := _allocated_with_others(ensemble.results, subject):
         before, now = min((_differences(other, subject.server) for other in others), key=lambda pair: len(pair[0]))
         problem = (

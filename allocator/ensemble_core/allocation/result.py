@@ -113,10 +113,19 @@ class AllocationResult(Frozen):
         return Candidate(Matrix(self.matrix), self.shares)
 
     @property
+    def incumbent(self) -> Candidate | None:
+        """With what all others were compared, none if there was none."""
+        first = next(iter(self.benchmarks), None)
+        return first.candidate if first and first.repeat else None
+
+    @property
     def replaced(self) -> Candidate | None:
         """The incumbent that something better was measured beside, none if it stayed or there was none."""
-        first = next(iter(self.benchmarks), None)
-        return first.candidate if first and first.repeat and first.candidate != self.candidate else None
+        return None if self.incumbent == self.candidate else self.incumbent
+
+    def measured(self, candidate: Candidate) -> list[Throughput]:
+        """What was measured of a candidate, each time."""
+        return [done.throughput for done in self.benchmarks if done.candidate == candidate]
 
     @property
     def in_half(self) -> bool:

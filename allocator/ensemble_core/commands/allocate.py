@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ensemble_core.allocation.candidate import ROUTING
+from ensemble_core.allocation.guided import passed_over
 from ensemble_core.allocation.harness import Bench, NoServerError, Triton
 from ensemble_core.allocation.objectives import Latency, Objective, ThroughputWithin, objective_of
 from ensemble_core.allocation.optimise import benchmarks_at_most, find_allocation
@@ -33,6 +34,7 @@ from ensemble_core.serving import footprint
 from ensemble_core.serving.load import QUIET
 
 CLIENT_BUSY = 0.9  # of a core, from which the load generator may be what is measured
+UNSURE = 0.5  # of a gain: if the noise of the two figures is more of it, it is not told in percent
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -161,21 +163,24 @@ def in_milliseconds(throughput: Throughput, objective: Objective) -> str:
 def gain(found: AllocationResult, objective: Objective) -> str:
     """By how much the objective is nearer than at the start; empty if that is what was found, or could not be served.
 
-    Where the limit of latency was broken at the start, that is what has changed.
+    Where the limit of latency was broken at the start, that is what has changed. Where noise could be half of the gain,
+    what was measured at the start is told.
     """
     best, start = found.throughput, found.start.throughput
     if found.start.matrix == found.matrix or not start.samples_per_second:
         return ""
     now, before = objective.latency(best.measured()), objective.latency(start.measured())
+    if isinstance(objective, ThroughputWithin):
+        again = (each.throughput for each in found.benchmarks if each.matrix == found.start.matrix)
+        slowest = max((start, *again), key=lambda each: objective.latency(each.measured()) or 0.0)
+        if (objective.latency(slowest.measured()) or 0.0) > objective.seconds:  # once is enough to be refused
+            return f" (from {in_short(slowest, objective)})"
+    about, ratio = "", best.samples_per_second / start.samples_per_second
     if isinstance(objective, Latency) and now and before:
-        return f" (p{objective.percentile} {in_percent(now, before)} from the start)"
-    if isinstance(objective, ThroughputWithin) and before and before > objective.seconds:
-        return f" (from {in_short(start, objective)})"
-    return f" ({in_percent(best.samples_per_second, start.samples_per_second)} from the start)"
-
-
-def in_percent(now: float, before: float) -> str:
-    return f"{now / before - 1:+.0%}"
+        about, ratio = f"p{objective.percentile} ", now / before
+    if ratio * (best.spread + start.spread) / 2 > UNSURE * abs(ratio - 1):
+        return f" (from {in_full(start, objective)} at the start)"
+    return f" ({about}{ratio - 1:+.0%} from the start)"
 
 
 def summary(found: AllocationResult, plan: Plan, profiles: Profiles) -> dict[str, Any]:
@@ -229,6 +234,7 @@ def table(found: AllocationResult, objective: Objective) -> list[str]:
         f"allocation {found.name}, budget {found.selection.budget_name}: {measured}{bound}, "
         f"{count} benchmark{'' if count == 1 else 's'}",
         *_beyond(found),
+        *_passed_over(found, objective),
         line("", names),
         *(line(device.name, row) for device, row in zip(found.devices, cells, strict=True)),
         *([f"  {ROUTING[candidate.routing]}"] if candidate.matrix.divided else []),
@@ -245,6 +251,25 @@ def _beyond(found: AllocationResult) -> list[str]:
     return [
         "  more than the bound: when the members were profiled, the devices were slower than now; what is deleted of",
         f"  {folders} in their libraries, `ensemble profile` measures anew, before `select` and `allocate`",
+    ]
+
+
+def _passed_over(found: AllocationResult, objective: Objective) -> list[str]:
+    """Why the incumbent stays where something was measured better, and what would tell whether it is."""
+    if found.incumbent != found.candidate:
+        return []
+    candidates = dict.fromkeys(done.candidate for done in found.benchmarks)
+    seen = {each: [throughput.measured() for throughput in found.measured(each)] for each in candidates}
+    better = passed_over(found.candidate, seen, objective)
+    if better is None:
+        return []
+    rival, lead = better
+    figure = in_full(found.measured(rival)[-1], objective)
+    more = "" if lead.repeated else "more benchmarks (maxBenchmarks) or "
+    return [
+        f"  the incumbent stays: another was measured {lead.gain:.1%} better ({figure}), and by the noise of these "
+        "benchmarks",
+        f"  it has to be more than {lead.least:.1%} better; {more}longer ones (secondsPerBenchmark) would tell",
     ]
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from ensemble_core.api.documents import load_documents
 from ensemble_core.errors import UserError
 from ensemble_core.library.records import BatchProfile, Profile
-from ensemble_core.profiling.child import SAMPLES
+from ensemble_core.profiling.child import FOREIGN_CORES, SAMPLES
 from ensemble_core.profiling.half import words
 from ensemble_core.profiling.run import Progress, run_profiling
 from ensemble_core.report import CommandError, Report, add_report_arguments, run_reported
@@ -87,17 +87,21 @@ def _sizes(text: str) -> tuple[int, ...]:
 def table(profiles: Sequence[Profile]) -> list[str]:
     """Models, engines and batch sizes as lines of text; a dash where the device tells no energy.
 
-    After the thesis, section 5.5. What half precision does to a model has a line, and so has what an engine is
-    not used for, with the reason.
+    After the thesis, section 5.5. What was measured while other processes took cores is marked, for figures may be of
+    several days. What half precision does to a model has a line, and so has what an engine is not used for, with the
+    reason.
     """
-    rows = [HEAD, *(_row(profile, batch) for profile in profiles for batch in profile.batches)]
+    measured = [(profile, batch) for profile in profiles for batch in profile.batches]
+    rows = [HEAD, *(_row(profile, batch) for profile, batch in measured)]
+    marks = ["", *("  *" if batch.foreign_cores > FOREIGN_CORES else "" for _, batch in measured)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
     lines = [
         "  ".join(
             f"{cell:<{width}}" if column < 2 else f"{cell:>{width}}"
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
-        for row in rows
+        + mark
+        for row, mark in zip(rows, marks, strict=True)
     ]
     refused = [
         f"{profile.model} is not for {profile.engine}: {profile.refused}" for profile in profiles if profile.refused
@@ -107,7 +111,17 @@ def table(profiles: Sequence[Profile]) -> list[str]:
         for profile in profiles
         if profile.accuracy and not profile.refused
     ]
-    return [*(lines if len(rows) > 1 else []), *half, *refused]
+    return [*(lines if len(rows) > 1 else []), *_disturbed(measured), *half, *refused]
+
+
+def _disturbed(measured: Sequence[tuple[Profile, BatchProfile]]) -> list[str]:
+    """What the mark at the end of a row means, and how such figures are measured anew."""
+    kinds = dict.fromkeys(profile.device_type for profile, batch in measured if batch.foreign_cores > FOREIGN_CORES)
+    return [
+        f"* measured while other processes used more than {FOREIGN_CORES:g} of the device's cores, which may have "
+        f"slowed it; what is deleted of profiles/{kind} in the library is measured anew"
+        for kind in kinds
+    ]
 
 
 def _row(profile: Profile, batch: BatchProfile) -> tuple[str, ...]:

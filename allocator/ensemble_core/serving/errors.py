@@ -11,6 +11,10 @@ class UnreachableError(ServingError):
     """Nobody answers there, or not over gRPC."""
 
 
+class SilentError(ServingError):
+    """The server is there and does not answer: it is stopped, or starved of its cores."""
+
+
 class LoadError(ServingError):
     """A model does not load: it does not fit, or its file is broken."""
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from ensemble_core.serving.errors import ServingError
+from ensemble_core.serving.errors import ServingError, SilentError
 
 LINE = re.compile(r"(\w+)(?:\{(.*)\})? (\S+)")
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -69,9 +69,14 @@ def parse(text: str, seconds: float) -> Snapshot:
 
 
 def read(address: str, seconds: float) -> Snapshot:
-    """What the endpoint at HOST:PORT tells now, whatever proxy there is for others; ServingError if it does not."""
+    """What the endpoint at HOST:PORT tells now, whatever proxy there is for others; ServingError if it does not.
+
+    SilentError if somebody listens there, and says nothing.
+    """
     try:
         return parse(_ask(address).decode(), seconds)
+    except TimeoutError as late:
+        raise SilentError(f"{address}: no metrics within {ASK_SECONDS:g} s") from late
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise ServingError(f"{address}: no metrics: {error}") from error
 

@@ -11,7 +11,7 @@ from typing import Self, TextIO
 
 from ensemble_core.allocation.plan import Plan
 from ensemble_core.serving import exposition
-from ensemble_core.serving.errors import ServingError
+from ensemble_core.serving.errors import ServingError, SilentError
 from ensemble_core.serving.exposition import Between, Snapshot
 from ensemble_core.serving.server import TritonServer
 from ensemble_core.serving.view import View, lines, summary_line, view_of
@@ -61,6 +61,7 @@ class Live:
         self._snapshots: deque[Snapshot] = deque()
         self._told = len(server.incidents)
         self._eventful = False
+        self._silent = False  # it was told that the server does not answer
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="live", daemon=True)
 
@@ -86,13 +87,22 @@ class Live:
         try:
             address = f"{self._server.address}:{self._server.ports.metrics}"
             self._snapshots.append(exposition.read(address, time.monotonic()))
+        except SilentError as error:
+            return self._say_silent(True, f"the server does not answer: {error}")
         except ServingError:  # it is started again, which the incidents tell
             return
+        self._say_silent(False, "the server answers again")
         while len(self._snapshots) > 2 and self._snapshots[-1].seconds - self._snapshots[1].seconds >= WINDOW_SECONDS:
             self._snapshots.popleft()
         if len(self._snapshots) > 1:
             between = Between(self._snapshots[0], self._snapshots[-1])
             self._show(view_of(self._plan, self._server.states(self._plan), between))
+
+    def _say_silent(self, silent: bool, text: str) -> None:
+        """Say a change, once."""
+        if silent != self._silent:
+            self._silent = silent
+            self._screen.say(text)
 
     def _show(self, view: View) -> None:
         self._tell(view)

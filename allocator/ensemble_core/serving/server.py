@@ -302,6 +302,7 @@ class TritonServer:
                 raise ServingError(f"the server died {RESTARTS + 1} times in {RESTART_WINDOW:g} s\n{self.log_tail()}")
             try:
                 self._process.end()
+                self._stubs = {}  # they ended with it: what it loads from now on is not dead
                 self._process.start()
                 if self._plan is not None:
                     self._load(self._plan)

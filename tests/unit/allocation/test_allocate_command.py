@@ -10,7 +10,7 @@ from ensemble_core.allocation.objectives import Latency, Objective, ThroughputWi
 from ensemble_core.allocation.objectives import Throughput as MostThroughput
 from ensemble_core.allocation.result import Benchmark, Start, Subject, Throughput
 from ensemble_core.allocation.simulator import Load
-from ensemble_core.commands.allocate import Progress, table
+from ensemble_core.commands.allocate import Progress, gain, table
 from ensemble_core.report import Report
 
 
@@ -87,6 +87,43 @@ def test_what_the_objective_is_about_is_told(
     assert last == f"benchmark 2 of at most 2: {told.partition(' measured')[0]}; best {best}"
 
 
+@pytest.mark.parametrize(
+    ("start", "best", "told"),
+    [
+        ((2827, 0.944), (14389, 0.02), " (from 2,827 samples/s ± 47.2% at the start)"),
+        ((400, 0.04), (412, 0.04), " (from 400 samples/s ± 2.0% at the start)"),
+        ((400, 0.01), (412, 0.01), " (+3% from the start)"),
+        ((400, 0.2), (800, 0.02), " (+100% from the start)"),
+    ],
+)
+def test_a_gain_that_noise_could_be_half_of_is_not_told_in_percent(
+    start: tuple[float, float],
+    best: tuple[float, float],
+    told: str,
+    results: Any,
+    make_subject: Callable[..., Subject],
+) -> None:
+    before, now = (Throughput(samples_per_second=speed, spread=spread) for speed, spread in (start, best))
+    found = allocate(results, make_subject(), Machine()).model_copy(
+        update={"throughput": now, "start": Start(matrix=((8, 8), (0, 0)), throughput=before)}
+    )
+    assert gain(found, MostThroughput()) == told
+
+
+def test_a_start_that_was_over_the_limit_once_is_told_so(results: Any, make_subject: Callable[..., Subject]) -> None:
+    """Though it is within in the mean, and faster than what was found."""
+    matrix, times = ((8, 8), (0, 0)), (80, 110)
+    benchmarks = tuple(
+        Benchmark(order=order, repeat=order, matrix=matrix, throughput=measured(400, 1, 1, milliseconds))
+        for order, milliseconds in enumerate(times)
+    )
+    start = Start(matrix=matrix, throughput=measured(400, 1, 1, 95))
+    found = allocate(results, make_subject(), Machine()).model_copy(
+        update={"throughput": measured(372, 1, 1, 60), "start": start, "benchmarks": benchmarks}
+    )
+    assert gain(found, ThroughputWithin(99, 0.1, (LOAD,))) == " (from 400 samples/s at p99 110 ms, over 100 ms)"
+
+
 def test_what_is_above_the_bound_is_explained(results: Any, make_subject: Callable[..., Subject]) -> None:
     found = allocate(results, make_subject(), Machine()).model_copy(
         update={"throughput": measured(123), "bound": 100.0}
@@ -97,6 +134,51 @@ def test_what_is_above_the_bound_is_explained(results: Any, make_subject: Callab
     assert "profiles/cpu-test-1c in their libraries" in told[2]
     for other in (found.model_copy(update={"bound": 122.5}), found.model_copy(update={"bound": None})):
         assert "bound:" not in table(other, MostThroughput())[1]
+
+
+@pytest.mark.parametrize(
+    ("spread", "incumbent", "least", "repeats", "more"),
+    [
+        (0.534, 8080.0, "131.0", 1, "more benchmarks (maxBenchmarks) or "),
+        (0.02, 14000.0, "15.0", 1, "more benchmarks (maxBenchmarks) or "),
+        (0.534, 14000.0, "35.4", 4, ""),
+    ],
+)
+def test_why_the_incumbent_stays_where_another_was_measured_better(
+    spread: float,
+    incumbent: float,
+    least: str,
+    repeats: int,
+    more: str,
+    results: Any,
+    make_subject: Callable[..., Subject],
+) -> None:
+    """For the noise of a third, which alone differs by much."""
+    figures = [("8", incumbent, 0.02), ("16", 15032.0, 0.02), ("32", 8500.0, spread)] * repeats
+    benchmarks = tuple(
+        Benchmark(
+            order=order,
+            repeat=1 + order // 3,
+            matrix=((int(size), 8), (0, 0)),
+            throughput=Throughput(samples_per_second=speed, spread=apart),
+        )
+        for order, (size, speed, apart) in enumerate(figures)
+    )
+    found = allocate(results, make_subject(), Machine()).model_copy(
+        update={"benchmarks": benchmarks, "matrix": benchmarks[0].matrix, "bound": None}
+    )
+    assert table(found, MostThroughput())[1:3] == [
+        f"  the incumbent stays: another was measured {15032 / incumbent - 1:.1%} better (15,032 samples/s ± 1.0%), "
+        "and by the noise of these benchmarks",
+        f"  it has to be more than {least}% better; {more}longer ones (secondsPerBenchmark) would tell",
+    ]
+    replaced = found.model_copy(update={"matrix": benchmarks[1].matrix})
+    first_to_all = found.model_copy(
+        update={"benchmarks": tuple(done.model_copy(update={"repeat": 0}) for done in benchmarks)}
+    )
+    behind = found.model_copy(update={"benchmarks": (benchmarks[1], *benchmarks), "matrix": benchmarks[1].matrix})
+    for other in (replaced, first_to_all, behind):
+        assert not any("incumbent" in line for line in table(other, MostThroughput()))
 
 
 def test_a_single_benchmark_is_one(results: Any, make_subject: Callable[..., Subject]) -> None:

@@ -317,6 +317,24 @@ def test_what_of_the_server_was_otherwise_when_it_was_allocated_is_told(
         allocation_of(documents, ensemble, subject)
 
 
+def test_an_allocation_on_other_devices_than_the_document_names_says_how_to_allocate_on_these(
+    make_subject: Callable[..., Subject], on_this_machine: Callable[..., Ensemble], results: Any
+) -> None:
+    """The machine may have more than the document names."""
+    before = make_subject()
+    subject = replace(before, devices=before.devices[:1])
+    results.write_result("allocations", before.digest(), allocation(before).document())
+    ensemble, documents = replace(on_this_machine(subject), results=results), SimpleNamespace(file="ensemble.yaml")
+    with pytest.raises(UserError) as refused:
+        allocation_of(cast(Any, documents), ensemble, subject)
+    budget = ensemble.selection.budget_name
+    command = f"ensemble allocate --spec ensemble.yaml --name digits --budget {budget}"
+    assert str(refused.value) == (
+        f"ensemble.yaml: EnsembleDeployment digits: spec.devices: was allocated on 2 × {KIND}; on this machine the "
+        f"document names 1 × {KIND}: run `{command}` for them"
+    )
+
+
 def test_a_quorum_is_of_the_ensemble_that_the_document_names(make_subject: Callable[..., Subject]) -> None:
     deployment = make_subject().deployment
     spec = deployment.spec.model_copy(update={"serving": Serving(quorum=2, retries=1)})

@@ -121,6 +121,19 @@ def test_the_table_has_a_row_for_each_batch_size_and_says_what_an_engine_is_not_
     assert table([]) == []
 
 
+def test_what_was_measured_beside_other_processes_is_marked_and_explained_once() -> None:
+    """As much as lets a round be repeated when it is measured."""
+    kept = profile(None, 8, 16, 32)
+    loads = zip(kept.batches, (0.1, 0.11, 1.5), strict=True)
+    busy = kept.model_copy(
+        update={"batches": tuple(each.model_copy(update={"foreign_cores": cores}) for each, cores in loads)}
+    )
+    _, *rows, explained = table([busy])
+    assert [row[-3:] for row in rows] == ["  -", "  *", "  *"]
+    assert explained.startswith("* measured while other processes used more than 0.1 of the device's cores, ")
+    assert "profiles/x in the library" in explained
+
+
 def test_batch_sizes_to_compare() -> None:
     assert _sizes("") == ()
     assert _sizes("1, 32") == (1, 32)

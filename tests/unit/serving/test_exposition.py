@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import re
+import socket
 import socketserver
 import threading
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import pytest
 
 from ensemble_core.allocation.plan import Plan
 from ensemble_core.serving import exposition, live
-from ensemble_core.serving.errors import ServingError
+from ensemble_core.serving.errors import ServingError, SilentError
 from ensemble_core.serving.live import Live, Screen
 from ensemble_core.serving.states import State
 from ensemble_core.serving.view import View
@@ -62,6 +63,19 @@ def test_the_proxy_that_others_are_reached_by_is_not_asked(monkeypatch: pytest.M
 def test_a_broken_answer_is_told_with_the_address(answer: bytes, told: str) -> None:
     with endpoint(answer) as port, pytest.raises(ServingError, match=f"^127.0.0.1:{port}: {told}"):
         exposition.read(f"127.0.0.1:{port}", 0.0)
+
+
+def test_who_listens_and_says_nothing_is_silent_and_who_is_not_there_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exposition, "ASK_SECONDS", 0.05)
+    with socket.create_server(
+        ("127.0.0.1", 0)
+    ) as stopped:  # the kernel takes connections for a process that is stopped
+        address = f"127.0.0.1:{stopped.getsockname()[1]}"
+        with pytest.raises(SilentError, match=f"^{address}: no metrics within 0.05 s"):
+            exposition.read(address, 0.0)
+    with pytest.raises(ServingError, match="refused") as gone:
+        exposition.read(address, 0.0)
+    assert not isinstance(gone.value, SilentError)
 
 
 @pytest.mark.parametrize("answer", [answer for answer, _ in BROKEN.values()], ids=BROKEN.keys())

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from ensemble_core.serving import exposition, live
-from ensemble_core.serving.errors import ServingError
+from ensemble_core.serving.errors import ServingError, SilentError
 from ensemble_core.serving.live import Live, Screen
 from ensemble_core.serving.states import State
 
@@ -58,6 +58,8 @@ class Looks:
         if text == "gone":
             self.server.incidents.append("the server was killed by signal 9")
             raise ServingError(text)
+        if text == "silent":
+            raise SilentError("no metrics within 5 s")
         return exposition.parse(text, self._seconds)
 
 
@@ -80,6 +82,13 @@ def test_what_died_is_told_and_looking_goes_on(make_plan, monkeypatch):
     said = looks.out.getvalue().splitlines()
     assert [line for line in said if not line.startswith("digits: ")] == ["the server was killed by signal 9"]
     assert [view.requests_per_second for view in looks.views] == [0.0, 1.0]
+
+
+def test_a_server_that_does_not_answer_is_told_once_and_once_that_it_answers_again(make_plan, monkeypatch):
+    looks = Looks(monkeypatch, make_plan(), [requests(5), "silent", "silent", requests(5), requests(5), "silent"])
+    said = [line for line in looks.out.getvalue().splitlines() if not line.startswith("digits: ")]
+    silent = "the server does not answer: no metrics within 5 s"
+    assert said == [silent, "the server answers again", silent]
 
 
 @pytest.mark.parametrize("state", [State.READY, State.LOADING])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 
@@ -8,6 +9,9 @@ from ensemble_core.allocation.plan import Plan
 from ensemble_core.serving import launch
 from ensemble_core.serving.errors import ServingError
 from ensemble_core.serving.server import AGAIN, RESTARTS, TritonServer, how_it_ended
+from ensemble_core.serving.states import ModelState, State
+
+GONE = 2**22 + 1  # no process has such an id
 
 LOCKED = """I1122 03:50:45.410668 8230 started
 terminate called after throwing an instance of 'boost::interprocess::lock_exception'
@@ -62,6 +66,24 @@ class Doomed:
 
     def log_since_start(self) -> str:
         return ""
+
+
+def test_no_worker_is_dead_while_a_server_that_died_is_started_again(
+    make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processes of its models ended with the one before."""
+    server, plan, process, seen = TritonServer(), make_plan(), Doomed(), []
+    index = {model: ModelState("READY") for model in plan.models}
+    monkeypatch.setattr(process, "control", SimpleNamespace(index=lambda: index), raising=False)
+    monkeypatch.setattr(server, "_process", process)
+    monkeypatch.setattr(server, "_plan", plan)
+    monkeypatch.setattr(server, "_stubs", dict.fromkeys(plan.models, GONE))
+    monkeypatch.setattr(server, "_load", lambda plan: seen.append(set(server.states(plan).values())))
+    assert set(server.states(plan).values()) == {State.DEAD}
+    process.kill()
+    server._look()
+    server._temporary.cleanup()
+    assert seen == [{State.READY}]
 
 
 def test_a_front_model_that_always_dies_is_given_up_after_as_many_deaths_as_are_told(
