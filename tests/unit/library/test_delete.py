@@ -117,7 +117,8 @@ def test_stopped_anywhere_the_next_has_the_rest(full: Library, deletions: int, m
 
 
 def test_a_shared_library_loses_what_is_the_search_s_own(full: Library, publish: Publish, claim: Claims) -> None:
-    full.store.create("searches/digits-0001/spec.json", b"{}")  # a name like that of a trial
+    # A name like that of a trial.
+    full.store.create("searches/digits-0001/spec.json", b'{"spec": {}, "startedAt": 1.5}')
     full.claim("digits-0001", claim(4))
     kept = publish(4, search="digits-0001")
     assert collect.deletion(full.store, "digits").others == {"digits-0001"}
