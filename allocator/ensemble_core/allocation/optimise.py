@@ -24,7 +24,7 @@ from ensemble_core.allocation.objectives import ThroughputWithin, keeps_limit, o
 from ensemble_core.allocation.result import AllocatedMember, AllocationResult, Start, Subject, device_fingerprint
 from ensemble_core.allocation.speeds import Speeds, problem_of
 from ensemble_core.allocation.start import does_not_fit, field_of, incumbent_of, start_of
-from ensemble_core.allocation.stored import Benchmarks, Results, parsed
+from ensemble_core.allocation.stored import Benchmarks, Results, checked_allocation
 from ensemble_core.errors import UserError
 
 
@@ -71,7 +71,8 @@ def find_allocation(
         raise _nothing_served(where, bench)
     found = _result(subject, start, choice, bench, problem)
     _refuse_what_falls_short(where, subject, bench, found)
-    return parsed(subject, results.write_result("allocations", found.digest, found.document()))
+    kept = results.write_result("allocations", found.digest, found.document())
+    return checked_allocation(found.digest, kept, f"allocations/{found.digest}.json")
 
 
 def _unless_hopeless(where: str, bench: Benchmarks, start: Candidate | None) -> Ask:

@@ -102,8 +102,9 @@ def checked_allocation(key: str, content: dict[str, Any], where: str) -> Allocat
 
 def stored_allocation(results: Results, subject: Subject) -> AllocationResult | None:
     """What an earlier run found for the same subject."""
-    stored = results.result("allocations", subject.digest())
-    return None if stored is None else parsed(subject, stored)
+    key = subject.digest()
+    stored = results.result("allocations", key)
+    return None if stored is None else checked_allocation(key, stored, f"allocations/{key}.json")
 
 
 def allocated_elsewhere(results: Results, subject: Subject) -> AllocationResult | None:
@@ -113,7 +114,3 @@ def allocated_elsewhere(results: Results, subject: Subject) -> AllocationResult 
         if replace(subject, devices=found.devices).digest() == found.digest:
             return found
     return None
-
-
-def parsed(subject: Subject, content: dict[str, Any]) -> AllocationResult:
-    return validated(AllocationResult, content, f"allocations/{subject.digest()}.json")
